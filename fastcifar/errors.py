@@ -1,0 +1,49 @@
+"""Errors that a person can act on, and the exit code of each kind.
+
+A message is one sentence that says what is wrong, where, and what to do about it. The command line prints it
+without a traceback and leaves with the code; anything that is not a `FastcifarError` is a bug of this program.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+OK = 0
+BUG = 1
+USAGE = 2
+DATA = 3
+MACHINE = 4
+TARGET_MISSED = 5
+INTERRUPTED = 130
+
+
+class FastcifarError(Exception):
+    """Base of all errors meant for people; `exit_code` is what the process ends with."""
+
+    exit_code = BUG
+
+
+class UsageError(FastcifarError):
+    """A wrong option, recipe, key or value, or a recipe file that cannot be understood (exit code 2)."""
+
+    exit_code = USAGE
+
+
+class DataError(FastcifarError):
+    """Data missing, damaged or unreadable, no network, disk full, an output that cannot be written (exit code 3)."""
+
+    exit_code = DATA
+
+
+class MachineError(FastcifarError):
+    """This machine cannot do it, or the training failed: no such device, out of memory, loss not finite (4)."""
+
+    exit_code = MACHINE
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown `word`: the nearest right one, or all there are where none is near."""
+    names = list(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known are: {', '.join(names)}."

@@ -1,0 +1,205 @@
+"""Optimisation: Muon for filters, SGD with Nesterov momentum for the rest, and a moving average of the weights.
+
+Learning rates come from a table on the device, one row a step, so that a step needs no number from the host.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastcifar import recipe as recipes
+from fastcifar import schedule
+
+
+@dataclass
+class Group:
+    """Parameters that share their settings, and their momentum buffers (of the same shapes and types)."""
+
+    name: str
+    settings: recipes.Sgd
+    parameters: list[Tensor]
+    momenta: list[Tensor]
+    trained_steps: int  # after so many steps nothing may move them
+
+
+class Optimizer:
+    """One update of all parameters a call; what is frozen by its schedule loses its gradient and stays put."""
+
+    def __init__(self, network: nn.Module, recipe: recipes.Optimizer, steps: int) -> None:
+        device = next(network.parameters()).device
+        members = sort_parameters(network)
+        rates, self.groups = [], []
+        for name, parameters in members.items():
+            settings: recipes.Sgd = getattr(recipe, name)
+            factors = schedule.over_steps(settings.schedule, steps)
+            rates.append([settings.lr * factor for factor in factors])
+            momenta = [torch.zeros_like(parameter) for parameter in parameters]
+            self.groups.append(Group(name, settings, parameters, momenta, schedule.trained_steps(factors)))
+        self.rates = torch.tensor(rates, dtype=torch.float32).T.contiguous().to(device)  # (steps, groups)
+        self.filter_rates = rates[0]
+        self.renormalize = renormalized_steps(recipe.filters.renormalize, steps)
+
+    def freeze(self, step: int) -> None:
+        """Before the forward pass of `step`: take what is no longer trained out of the graph."""
+        for group in self.groups:
+            if step == group.trained_steps:
+                for parameter in group.parameters:
+                    parameter.requires_grad_(False)
+                    parameter.grad = None
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move all parameters by their gradients, and drop these."""
+        for column, group in enumerate(self.groups):
+            if step >= group.trained_steps or not group.parameters:
+                continue
+            rate = self.rates[step, column]
+            if isinstance(group.settings, recipes.Filters) and group.settings.method == "muon":
+                muon(group, rate, renormalize=self.renormalize[step])
+            else:
+                sgd(group, rate)
+            for parameter in group.parameters:
+                parameter.grad = None
+
+    def state(self) -> list[list[Tensor]]:
+        """The momentum buffers, for a checkpoint."""
+        return [group.momenta for group in self.groups]
+
+    def restore(self, state: list[list[Tensor]], step: int) -> None:
+        """Take up the buffers of `state` and freeze what was frozen before `step`."""
+        for group, momenta in zip(self.groups, state, strict=True):
+            torch._foreach_copy_(group.momenta, momenta)
+            self.freeze(min(step, group.trained_steps))
+
+
+def sort_parameters(network: nn.Module) -> dict[str, list[Tensor]]:
+    """Every trained parameter under the name of its section of the recipe."""
+    members: dict[str, list[Tensor]] = {"filters": [], "head": [], "biases": [], "whiten_bias": []}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name == "whiten.bias":
+            members["whiten_bias"].append(parameter)
+        elif name == "head.weight":
+            members["head"].append(parameter)
+        else:
+            members["filters" if parameter.ndim > 1 else "biases"].append(parameter)
+    return members
+
+
+def renormalized_steps(every: schedule.Points, steps: int) -> list[bool]:
+    """Whether each step rescales the filters: as soon as as many steps have passed as the schedule then says."""
+    flags, last = [], -1
+    for step in range(steps):
+        flags.append(step - last >= int(schedule.value_at(every, (step + 1) / steps)))
+        last = step if flags[-1] else last
+    return flags
+
+
+def nesterov(group: Group, gradients: list[Tensor]) -> list[Tensor]:
+    """Take the gradients into the momentum and look ahead, as PyTorch's SGD does; returns the new directions."""
+    momentum = group.settings.momentum
+    torch._foreach_mul_(group.momenta, momentum)
+    torch._foreach_add_(group.momenta, gradients)
+    return list(torch._foreach_add(gradients, group.momenta, alpha=momentum))
+
+
+def gradients_of(group: Group) -> list[Tensor]:
+    """The gradients of a group; one that backward never reached counts as zero."""
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in group.parameters]
+
+
+def sgd(group: Group, rate: Tensor) -> None:
+    """SGD with Nesterov momentum and weight decay; `rate` is a float32 scalar on the device."""
+    gradients = gradients_of(group)
+    if group.settings.weight_decay:
+        gradients = list(torch._foreach_add(gradients, group.parameters, alpha=group.settings.weight_decay))
+    directions = nesterov(group, gradients)
+    torch._foreach_mul_(directions, rate)
+    torch._foreach_sub_(group.parameters, directions)
+
+
+def muon(group: Group, rate: Tensor, renormalize: bool) -> None:
+    """Muon (Jordan et al., 2024): the momentum's direction, orthogonalised, filter by filter.
+
+    `renormalize` first scales each filter bank to the norm of one with unit rows, so that the update's share of the
+    weights is the learning rate's alone (airbench94_muon).
+    """
+    settings = group.settings
+    assert isinstance(settings, recipes.Filters)
+    directions = nesterov(group, gradients_of(group))
+    if renormalize:
+        norms = torch._foreach_norm(group.parameters)
+        factors = [len(p) ** 0.5 / norm.float() for p, norm in zip(group.parameters, norms, strict=True)]
+        torch._foreach_mul_(group.parameters, [factor.to(group.parameters[0].dtype) for factor in factors])
+    updates = orthogonalize(directions, settings.newton_schulz)
+    torch._foreach_mul_(updates, rate)
+    torch._foreach_sub_(group.parameters, updates)
+    if settings.weight_decay:
+        torch._foreach_mul_(group.parameters, 1 - rate * settings.weight_decay)
+
+
+def orthogonalize(matrices: list[Tensor], polynomials: tuple[tuple[float, ...], ...]) -> list[Tensor]:
+    """The nearest (semi-)orthogonal matrices, roughly: those of one shape in one batched Newton-Schulz iteration.
+
+    Filters (D, C, h, w) count as matrices (D, C h w). Computed in bfloat16 on CUDA, where it is quick and exact
+    enough, else in the type they have; returned in their shapes and types.
+    """
+    shapes: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, matrix in enumerate(matrices):
+        shapes[len(matrix), matrix[0].numel()].append(i)
+    results = list(matrices)
+    for members in shapes.values():
+        batch = torch.stack([matrices[i].flatten(1) for i in members])
+        batch = newton_schulz(batch.bfloat16() if batch.is_cuda else batch, polynomials)
+        for i, result in zip(members, batch, strict=True):
+            results[i] = result.view(matrices[i].shape).to(matrices[i].dtype)
+    return results
+
+
+def newton_schulz(x: Tensor, polynomials: tuple[tuple[float, ...], ...]) -> Tensor:
+    """Drive the singular values of each matrix of (n, D, K) towards one, one odd quintic polynomial an iteration.
+
+    The matrices are first divided by their Frobenius norm, so that no singular value is above one.
+    """
+    wide = x.size(1) <= x.size(2)
+    x = x if wide else x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for a, b, c in polynomials:
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.mT.contiguous()
+
+
+class Ema:
+    """An exponential moving average of a network's weights and running statistics, taken in place.
+
+    The average begins as a copy of the network at the first update.
+    """
+
+    def __init__(self, network: nn.Module, recipe: recipes.Ema, steps: int) -> None:
+        self.first = next((s for s in range(steps) if s >= recipe.start * steps and (s + 1) % recipe.every == 0), steps)
+        self.every = recipe.every
+        self.decay = recipe.decay
+        self.sources = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+        self.averages = [tensor.clone() for tensor in self.sources] if self.first < steps else []
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After the update of `step`: take the new weights in, where this step does."""
+        if step < self.first or (step - self.first) % self.every:
+            return
+        if step == self.first:
+            torch._foreach_copy_(self.averages, self.sources)
+        else:
+            torch._foreach_lerp_(self.averages, self.sources, 1 - self.decay)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Put the averages in the network's place, for the evaluation at the end."""
+        if self.averages:
+            torch._foreach_copy_(self.sources, self.averages)

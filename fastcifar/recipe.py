@@ -1,0 +1,369 @@
+"""What a run is, but for its seed and device: frozen dataclasses read from TOML files.
+
+A recipe extends another by naming what differs; `--set section.key=value` changes single values. Every key, type
+and range is checked here, so that the rest of the program can trust what it reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from fastcifar import schedule
+from fastcifar.errors import DataError, UsageError, nearest
+from fastcifar.schedule import Points
+
+FOLDER = Path(__file__).parent / "recipes"
+CONSTANT: Points = ((0.0, 1.0),)
+LINEAR: Points = ((0.0, 1.0), (1.0, 0.0))
+Activation = Literal["gelu", "silu", "relu", "celu"]
+
+
+def limited(default: Any, low: float, high: float = math.inf) -> Any:
+    """A field whose value (each value, in a list) must lie in `low`..`high`, ends included."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Training:
+    """Length, batches and loss of a run."""
+
+    epochs: float = limited(8.0, 1e-6, 10_000)  # may be a fraction: the last epoch is cut short
+    batch_size: int = limited(2000, 1, 1_000_000)  # images a step; the last, smaller batch of an epoch is dropped
+    label_smoothing: float = limited(0.2, 0, 0.999)
+    precision: Literal["half", "bfloat16", "float32"] = "half"  # on CUDA; float32 everywhere else
+
+
+@dataclass(frozen=True)
+class Data:
+    """Augmentation of the training images."""
+
+    flip: Literal["none", "random", "alternating"] = "alternating"
+    translate: int = limited(2, 0, 31)  # pixels, in each direction, over a reflected border
+    cutout: int = limited(0, 0, 32)  # side of a square of mean colour, pixels; 0: none
+    brightness: float = limited(0.0, 0, 10)  # largest shift, in standard deviations of the training pixels
+    contrast: float = limited(0.0, 0, 1)  # largest change of scale
+
+
+@dataclass(frozen=True)
+class Whiten:
+    """The first convolution, set from the covariance of image patches and never trained."""
+
+    kernel: int = limited(2, 1, 8)
+    padding: int = limited(0, 0, 7)
+    signs: int = limited(2, 1, 2)  # 2: each filter stands twice, the second time negated
+    bias: bool = True
+    activation: Activation = "gelu"  # behind it, where no projection follows
+    eps: float = limited(5e-4, 0, 1)  # added to the eigenvalues
+    centered: bool = False  # covariance about the mean patch, or second moment
+    images: int = limited(5000, 1, 10_000_000)  # random training images it is estimated on
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Batch normalisation, with a trained bias and no trained scale."""
+
+    momentum: float = limited(0.4, 0, 1)  # weight of the newest batch in the running statistics
+    eps: float = limited(1e-12, 0, 1)
+    ghost: int = limited(0, 0, 1_000_000)  # images that share statistics in training; 0: the whole batch
+    precision: Literal["float32", "same"] = "float32"  # of its statistics and bias: float32, or the network's
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last linear layer."""
+
+    scale: float = limited(0.0, 0)  # factor on the logits; 0: one over the number of inputs
+    unit_std: bool = True  # initial weights scaled to a standard deviation of one
+
+
+@dataclass(frozen=True)
+class Network:
+    """The layers, from the image to the logits."""
+
+    whiten: Whiten = Whiten()
+    project: int = limited(0, 0, 4096)  # channels of a 1x1 convolution with norm after the whitening; 0: none
+    widths: tuple[int, ...] = limited((64, 256, 256), 1, 8192)  # channels of each conv group
+    convs: tuple[int, ...] = limited((2, 2, 2), 1, 16)  # convolutions in each conv group
+    residual: bool = False  # add the input of a group's second convolution to its output
+    squeeze_excite: int = limited(0, 0, 1024)  # in groups of two or more: channels over this ratio; 0: none
+    activation: Activation = "gelu"
+    dirac: bool = True  # 3x3 filters begin as the identity on as many channels as come in
+    norm: Norm = Norm()
+    head: Head = Head()
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """SGD with Nesterov momentum; a schedule that ends at zero before the run does freezes the parameters there."""
+
+    lr: float = limited(0.1, 0)
+    momentum: float = limited(0.85, 0, 0.9999)
+    weight_decay: float = limited(0.0, 0)  # as in PyTorch: weight_decay * parameter is added to the gradient
+    schedule: Points = LINEAR  # factor on lr
+
+
+@dataclass(frozen=True)
+class Filters(Sgd):
+    """The 3x3 and 1x1 filters: Muon, or SGD like the rest."""
+
+    method: Literal["muon", "sgd"] = "muon"
+    # One [a, b, c] an iteration of Newton-Schulz: X <- a X + (b A + c A A) X with A = X X^T.
+    newton_schulz: tuple[tuple[float, ...], ...] = ((3.4445, -4.7750, 2.0315),) * 3
+    renormalize: Points = CONSTANT  # filters are rescaled to unit rows every so many steps (rounded down)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Which parameters learn how: filters (and the other weights), head, biases, the whitening bias."""
+
+    filters: Filters = Filters()
+    head: Sgd = Sgd()
+    biases: Sgd = Sgd()
+    whiten_bias: Sgd = Sgd()
+
+
+@dataclass(frozen=True)
+class Ema:
+    """Exponential moving average of all weights and running statistics over the end of the run."""
+
+    start: float = limited(1.0, 0, 1)  # fraction of the run; 1: no average
+    decay: float = limited(0.99, 0, 1)
+    every: int = limited(1, 1, 10_000)  # steps between two updates
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Test-time augmentation: one view; two with the mirror image; six with shifts by (-1, -1) and (1, 1)."""
+
+    views: Literal["none", "flip", "full"] = "full"
+    shifted_weight: float = limited(0.5, 0, 1)  # together, of the four shifted views
+    uncertain: float = limited(1.0, 0, 1)  # share of the images, least certain first, that get more than one view
+    batch_size: int = limited(2000, 1, 1_000_000)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that defines a run but its seed and device."""
+
+    name: str = ""
+    summary: str = ""
+    training: Training = Training()
+    data: Data = Data()
+    network: Network = Network()
+    optimizer: Optimizer = Optimizer()
+    ema: Ema = Ema()
+    evaluation: Evaluation = Evaluation()
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+def names() -> list[str]:
+    """The recipes that come with the program."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of that name, or in the TOML file at that path, with overrides `section.key=value` applied in order.
+
+    Raises UsageError for an unknown recipe, a file that does not parse or extends itself, an unknown key or a value
+    of the wrong type or out of range; DataError for a file that cannot be read.
+    """
+    tree = _read(name, ())
+    for override in overrides:
+        _merge(tree, _parse_override(override))
+    return from_dict({"name": _title(name), **tree}, where=f"recipe '{name}'")
+
+
+def from_dict(tree: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe in a tree of plain values, as `to_dict` gives it; `where` stands in the error messages."""
+    recipe: Recipe = _build(Recipe, tree, where, "")
+    _check_whole(recipe, where)
+    return recipe
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain nested dictionaries, lists and values."""
+    return {key: _plain(value) for key, value in dataclasses.asdict(recipe).items()}
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe, fully resolved, as TOML that `load` reads back to the same recipe."""
+    return "\n".join(_toml_lines(to_dict(recipe), "")).strip() + "\n"
+
+
+def _title(name: str) -> str:
+    return Path(name).stem if _is_path(name) else name
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith(".toml") or "/" in name or "\\" in name
+
+
+def _read(name: str, seen: tuple[Path, ...], base: Path | None = None) -> dict[str, Any]:
+    """The tree of a recipe with what it extends merged under it."""
+    path = (base or Path()) / name if _is_path(name) else FOLDER / f"{name}.toml"
+    if not _is_path(name) and not path.is_file():
+        raise UsageError(f"There is no recipe '{name}'; {nearest(name, names())}")
+    path = path.resolve()
+    if path in seen:
+        raise UsageError(f"Recipe file {path} extends itself, by way of {' -> '.join(p.stem for p in seen)}.")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"There is no recipe file {path}; `fastcifar recipes` lists the recipes.") from None
+    except OSError as error:
+        raise DataError(f"Recipe file {path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"Recipe file {path} is not valid TOML: {error}.") from None
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    if not isinstance(parent, str):
+        raise UsageError(f"In {path}, `extends` must be the name or path of one recipe, not {parent!r}.")
+    merged = _read(parent, (*seen, path), path.parent)
+    merged.pop("summary", None)
+    merged.pop("name", None)
+    _merge(merged, tree)
+    return merged
+
+
+def _merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    """`a.b=value` as a tree; the value is TOML, and a bare word is a string."""
+    path, equals, raw = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UsageError(f"--set {text!r} needs the form section.key=value, for example training.epochs=4.")
+    try:
+        value = tomllib.loads(f"value = {raw.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw.strip()
+    tree: dict[str, Any] = {keys[-1]: value}
+    for key in reversed(keys[:-1]):
+        tree = {key: tree}
+    return tree
+
+
+# --------------------------------------------------------------------------------------------------------- checking
+
+
+def _build(cls: type[Any], tree: Any, where: str, prefix: str) -> Any:
+    """An instance of dataclass `cls` from a tree whose every key, type and range is checked."""
+    if not isinstance(tree, Mapping):
+        raise UsageError(f"In {where}, '{prefix.rstrip('.')}' is a section with keys of its own, not a value.")
+    fields = {item.name: item for item in dataclasses.fields(cls)}
+    kinds = get_type_hints(cls)
+    values = {}
+    for key, value in tree.items():
+        if key not in fields:
+            what = "key" if prefix or not isinstance(value, Mapping) else "section"
+            raise UsageError(f"In {where}, there is no {what} '{prefix}{key}'; {nearest(key, fields)}")
+        name = prefix + key
+        if dataclasses.is_dataclass(kinds[key]):
+            values[key] = _build(kinds[key], value, where, name + ".")  # type: ignore[arg-type]
+        else:
+            values[key] = _convert(kinds[key], value, where, name)
+            _check_range(values[key], fields[key].metadata, where, name)
+    return cls(**values)
+
+
+def _convert(kind: Any, value: Any, where: str, name: str) -> Any:
+    """The value as the field's type: an integer may stand for a float, a list for a tuple; nothing else changes."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        if value not in arguments:
+            raise UsageError(f"In {where}, '{name}' is {value!r}; {nearest(str(value), arguments)}")
+        return value
+    if origin is tuple and isinstance(value, (list, tuple)):
+        inner = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(inner) == len(value):
+            return tuple(_convert(part, item, where, name) for part, item in zip(inner, value, strict=True))
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if kind in (int, bool, str) and type(value) is kind:
+        return value
+    raise UsageError(f"In {where}, '{name}' must be {_describe(kind)}, not {value!r}.")
+
+
+def _describe(kind: Any) -> str:
+    """The type in words a person uses."""
+    simple = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if kind in simple:
+        return simple[kind]
+    inner = get_args(kind)
+    if inner[-1] is Ellipsis:
+        return f"a list, each item {_describe(inner[0])}"
+    return f"a list of {len(inner)} values"
+
+
+def _check_range(value: Any, limits: Mapping[str, Any], where: str, name: str) -> None:
+    for item in value if isinstance(value, tuple) else (value,):
+        if limits and not limits["low"] <= item <= limits["high"]:
+            bound = f"at least {limits['low']:g}" if limits["high"] == math.inf else "in {low:g}..{high:g}".format(**limits)
+            raise UsageError(f"In {where}, '{name}' is {item:g}, but must be {bound}.")
+
+
+def _check_whole(recipe: Recipe, where: str) -> None:
+    """What no key can be checked for alone."""
+    network, filters = recipe.network, recipe.optimizer.filters
+    if len(network.widths) != len(network.convs) or not network.widths:
+        raise UsageError(f"In {where}, 'network.widths' and 'network.convs' must be lists of the same, nonzero length.")
+    if len(network.widths) > 4:
+        raise UsageError(f"In {where}, 'network.widths' names more than 4 groups: each halves the 32 pixels.")
+    if network.norm.ghost and recipe.training.batch_size % network.norm.ghost:
+        raise UsageError(f"In {where}, 'training.batch_size' must be a multiple of 'network.norm.ghost'.")
+    if any(len(polynomial) != 3 for polynomial in filters.newton_schulz):
+        raise UsageError(f"In {where}, 'optimizer.filters.newton_schulz' needs three numbers [a, b, c] an iteration.")
+    if any(value < 1 for _, value in filters.renormalize):
+        raise UsageError(f"In {where}, 'optimizer.filters.renormalize' must be at least 1 everywhere.")
+    schedules = {f"{item.name}.schedule": getattr(recipe.optimizer, item.name).schedule
+                 for item in dataclasses.fields(Optimizer)}
+    for name, points in {**schedules, "filters.renormalize": filters.renormalize}.items():
+        if problem := schedule.check(points):
+            raise UsageError(f"In {where}, 'optimizer.{name}' {problem}.")
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _toml_lines(tree: Mapping[str, Any], prefix: str) -> Iterable[str]:
+    """Values first, then the sections, as TOML wants it."""
+    for key, value in tree.items():
+        if not isinstance(value, dict):
+            yield f"{key} = {_toml_value(value)}"
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield f"\n[{prefix}{key}]"
+            yield from _toml_lines(value, f"{prefix}{key}.")
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = re.sub(r'["\\\x00-\x1f\x7f]', lambda match: f"\\u{ord(match[0]):04x}", value)
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    return repr(value)

@@ -1,0 +1,47 @@
+"""The one kind of schedule: points `[fraction of the run, value]`, linear between them, constant outside.
+
+Two points at the same fraction are a jump; the later one holds from there on.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+Points = tuple[tuple[float, float], ...]
+
+
+def value_at(points: Points, fraction: float) -> float:
+    """The value of the schedule at `fraction` of the run (0 is the start of the first step, 1 the end)."""
+    after = bisect_right(points, fraction, key=lambda point: point[0])
+    if after == 0:
+        return points[0][1]
+    if after == len(points):
+        return points[-1][1]
+    (left, low), (right, high) = points[after - 1], points[after]
+    return low + (high - low) * (fraction - left) / (right - left)
+
+
+def over_steps(points: Points, steps: int) -> list[float]:
+    """The value at the start of each of `steps` steps."""
+    return [value_at(points, step / steps) for step in range(steps)]
+
+
+def trained_steps(values: Sequence[float]) -> int:
+    """How many of the first steps do anything, given the learning rate at each: after them it stays zero."""
+    steps = len(values)
+    while steps and values[steps - 1] == 0:
+        steps -= 1
+    return steps
+
+
+def check(points: Points) -> str | None:
+    """What is wrong with the points, or None: fractions lie in 0..1 and do not go back."""
+    if not points:
+        return "needs at least one point [fraction, value]"
+    fractions = [fraction for fraction, _ in points]
+    if any(not 0 <= fraction <= 1 for fraction in fractions):
+        return "has a fraction of the run outside 0..1"
+    if fractions != sorted(fractions):
+        return "goes back: its fractions must not decrease"
+    return None

@@ -1,0 +1,158 @@
+"""The state of a training and one step of it: batch, forward, loss, backward, update.
+
+The trainer loops `step`, an engine wraps it, the profiler takes it apart by its phases.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.profiler import record_function
+
+from fastcifar.data import Dataset
+from fastcifar.loader import Plan, Planner, render
+from fastcifar.network import BatchNorm, Network
+from fastcifar.optim import Ema, Optimizer
+from fastcifar.recipe import Recipe
+
+PHASES = ("data", "forward", "loss", "backward", "optimizer")
+DTYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def phase(name: str) -> record_function:
+    """A range in the profiler's record around one phase of the step; a few microseconds where nobody records."""
+    return record_function(f"phase: {name}")
+
+
+def precision(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """The recipe's precision on CUDA, float32 elsewhere."""
+    return DTYPES[recipe.training.precision] if device.type == "cuda" else torch.float32
+
+
+def steps_per_epoch(recipe: Recipe, images: int) -> int:
+    """Full batches in one pass over the images; at least one."""
+    return max(1, images // recipe.training.batch_size)
+
+
+def total_steps(recipe: Recipe, images: int) -> int:
+    """Steps of the whole run; a fraction of an epoch is rounded up to a step."""
+    return math.ceil(recipe.training.epochs * steps_per_epoch(recipe, images) - 1e-9)
+
+
+def build_network(recipe: Recipe, classes: int, device: torch.device) -> Network:
+    """The recipe's network on the device, in its precision and channels-last memory, weights unset."""
+    network = Network(recipe.network, classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(precision(recipe, device))
+    if recipe.network.norm.precision == "float32":
+        for module in network.modules():
+            if isinstance(module, BatchNorm):
+                module.float()
+    return network
+
+
+class Training:
+    """Everything a run changes, and the dataset it reads: the whole state between two steps.
+
+    `metrics` holds, on the device, the sum of losses, the correct predictions and the images since `clear_metrics`.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device, seed: int) -> None:
+        self.recipe = recipe
+        self.device = device
+        self.images = dataset.train.images.to(device)
+        self.labels = dataset.train.labels.to(device)
+        self.mean = torch.tensor(dataset.mean, dtype=torch.float32, device=device)
+        self.std = torch.tensor(dataset.std, dtype=torch.float32, device=device)
+        self.dtype = precision(recipe, device)
+        self.batch_size = min(recipe.training.batch_size, len(self.images))
+        self.steps_per_epoch = steps_per_epoch(recipe, len(self.images))
+        self.total_steps = total_steps(recipe, len(self.images))
+        self.step = 0
+
+        self.network = build_network(recipe, len(dataset.classes), device)
+        self.network.initialize(torch.Generator().manual_seed(seed))
+        self.optimizer = Optimizer(self.network, recipe.optimizer, self.total_steps)
+        self.ema = Ema(self.network, recipe.ema, self.total_steps)
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.planner = Planner(recipe.data, len(self.images), self.generator)
+        self.plan: Plan | None = None
+        self.metrics = torch.zeros(3, dtype=torch.float32, device=device)
+
+    def render(self, plan: Plan) -> Tensor:
+        """The planned training images, (B, 3, 32, 32)."""
+        return render(self.images, plan, self.mean, self.std, self.dtype, self.recipe.data.cutout)
+
+    def whiten(self) -> None:
+        """Set the whitening from a random sample of training images, as they are."""
+        count = min(self.recipe.network.whiten.images, len(self.images))
+        sample = torch.randperm(len(self.images), generator=self.generator, device=self.device)[:count]
+        self.network.set_whitening(
+            render(self.images, Plan(sample), self.mean, self.std, torch.float32)
+        )
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """The images and labels of the current step; the first step of an epoch draws the epoch's plan."""
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        if position == 0 or self.plan is None:
+            self.plan = self.planner.plan(epoch)
+        part = self.plan.batch(position * self.batch_size, self.batch_size)
+        return self.render(part), self.labels[part.index]
+
+    def clear_metrics(self) -> None:
+        """Begin to count anew."""
+        self.metrics.zero_()
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on from here, at the end of an epoch, as a tree of tensors and numbers."""
+        return {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "momenta": self.optimizer.state(),
+            "averages": self.ema.averages,
+            "generator": self.generator.get_state(),
+            "mirrored": self.planner.mirrored,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a state that `state` gave."""
+        self.step = state["step"]
+        self.network.load_state_dict(state["network"])
+        self.optimizer.restore(state["momenta"], self.step)
+        for average, saved in zip(self.ema.averages, state["averages"], strict=True):
+            average.copy_(saved)
+        self.generator.set_state(state["generator"].cpu())
+        self.planner.mirrored = state["mirrored"]
+
+
+def step(training: Training) -> None:
+    """One update of the weights."""
+    training.optimizer.freeze(training.step)
+    with phase("data"):
+        images, labels = training.batch()
+    with phase("forward"):
+        logits = training.network(images)
+    with phase("loss"):
+        loss = loss_of(logits, labels, training.recipe.training.label_smoothing)
+    with phase("backward"):
+        loss.backward()  # type: ignore[no-untyped-call]
+    with phase("optimizer"):
+        training.optimizer.update(training.step)
+        training.ema.update(training.step)
+    count(training.metrics, loss, logits, labels)
+    training.step += 1
+
+
+def loss_of(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    """Cross-entropy of logits (B, classes) with smoothed labels (B,), summed over the batch."""
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
+
+
+@torch.no_grad()
+def count(metrics: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    """Add one batch to the metrics, on the device."""
+    correct = (logits.argmax(1) == labels).sum()
+    metrics += torch.stack([loss.detach().float(), correct.float(), torch.full_like(loss, len(labels)).float()])

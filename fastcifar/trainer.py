@@ -1,0 +1,291 @@
+"""A run from its seed to its accuracy: the loop over steps and epochs, callbacks, going on after an interruption.
+
+The loop launches work and leaves ticks in it: a mark and a copy of the metrics. What the device has finished is read
+at ticks already reached, so that within an epoch nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcifar import evaluate
+from fastcifar.clock import Mark, process_age
+from fastcifar.data import Dataset
+from fastcifar.errors import MachineError
+from fastcifar.machine import memory_errors, peak_memory
+from fastcifar.recipe import Recipe
+from fastcifar.step import Training, step, total_steps
+
+TICKS_PER_EPOCH = 16
+QUICK_EPOCH = 10.0  # seconds: on CUDA an epoch shorter than this is not worth the wait that saving costs
+REHEARSAL_IMAGES = 32  # on a CPU: enough to tell minutes from hours
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One finished epoch; accuracies are fractions, times seconds on the device."""
+
+    epoch: int
+    device_s: float
+    images_per_s: float
+    train_loss: float  # mean over the epoch's images, each as it was when its batch came
+    train_accuracy: float
+    lr: float  # of the filters, at the last step
+    test_accuracy: float | None = None  # without test-time augmentation, where it was asked for
+
+
+@dataclass
+class Status:
+    """Where a run stands: changed in place by the trainer, read by whoever draws it."""
+
+    total_steps: int
+    steps_per_epoch: int
+    stage: str = "training"  # training, evaluating, done
+    steps_done: int = 0  # steps known to be finished on the device
+    steps_before: int = 0  # of these, done by an earlier process
+    trained_s: float = 0.0  # seconds this process took for the others
+    epochs: list[Epoch] = field(default_factory=list)
+
+    def seconds_left(self) -> float | None:
+        """Time to go until the last step, at the pace so far; None where no step is finished yet."""
+        steps = self.steps_done - self.steps_before
+        return (self.total_steps - self.steps_done) * self.trained_s / steps if steps else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run reached and what it cost; accuracies are fractions, times seconds, memory bytes."""
+
+    accuracy: float
+    accuracy_no_tta: float
+    train_s: float
+    epochs_s: float
+    eval_s: float
+    setup_s: float
+    wall_s: float
+    peak_memory: int
+    epochs: list[Epoch]
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A point in the device's work, with the metrics as they were there."""
+
+    mark: Mark
+    start: Mark  # of its epoch
+    step: int
+    metrics: Tensor  # (3,): sum of losses, correct predictions, images since the epoch began
+    lr: float
+
+
+def train(
+    training: Training,
+    dataset: Dataset,
+    *,
+    eval_every: int = 0,
+    on_change: Callable[[Status], None] = lambda status: None,
+    save: Callable[[dict[str, Any]], None] | None = None,
+    saved: Mapping[str, Any] | None = None,
+) -> Result:
+    """Train to the end and evaluate on the test images; `training` holds the final weights afterwards.
+
+    Every `eval_every` epochs the test accuracy is taken, outside the train time. `on_change` is called with the same
+    status again and again and must return at once. `save` is called with the state after each epoch that was worth
+    it; `saved` is such a state to go on from. Raises MachineError when the loss is not finite or memory runs out.
+    """
+    setup_s = process_age()
+    loop = Loop(training, dataset, on_change)
+    with memory_errors(training.device, training.batch_size):
+        if saved is None:
+            loop.whiten()
+        else:
+            loop.restore(saved)
+        while training.step < training.total_steps:
+            loop.run_epoch()
+            number = -(-training.step // training.steps_per_epoch)
+            if eval_every and number % eval_every == 0:
+                loop.take_test_accuracy()
+            if save is not None and loop.worth_saving():
+                save(loop.state())
+        return loop.finish(setup_s)
+
+
+class Loop:
+    """The epochs of one run, and what is known of them."""
+
+    def __init__(self, training: Training, dataset: Dataset, on_change: Callable[[Status], None]) -> None:
+        self.training = training
+        self.dataset = dataset
+        self.on_change = on_change
+        self.status = Status(training.total_steps, training.steps_per_epoch)
+        self.ticks: deque[Tick] = deque()
+        self.tick_every = max(1, training.steps_per_epoch // TICKS_PER_EPOCH)
+        self.whiten_s = 0.0
+        self.epochs_before = 0  # finished by an earlier process
+        self.latest = self.mark()  # the next epoch is timed from here
+
+    def mark(self) -> Mark:
+        return Mark(self.training.device)
+
+    def whiten(self) -> None:
+        """Set the whitening; the first thing that counts as train time."""
+        before, self.latest = self.latest, self._after(self.training.whiten)
+        self.whiten_s = self.latest.seconds_since(before)
+
+    def _after(self, work: Callable[[], None]) -> Mark:
+        """The mark behind some work, reached."""
+        work()
+        mark = self.mark()
+        mark.wait()
+        return mark
+
+    def run_epoch(self) -> None:
+        """All steps up to the end of the epoch, or of the run."""
+        training, start = self.training, self.latest
+        training.network.train()
+        training.clear_metrics()
+        end = min(training.total_steps, (training.step // training.steps_per_epoch + 1) * training.steps_per_epoch)
+        while training.step < end:
+            step(training)
+            if training.step == end or training.step % self.tick_every == 0:
+                self.leave_tick(start)
+                self.read_ticks()
+
+    def leave_tick(self, start: Mark) -> None:
+        """A tick behind the step just launched; the copy lands in pinned memory before its mark is reached."""
+        training = self.training
+        metrics = torch.empty(3, pin_memory=training.device.type == "cuda")
+        metrics.copy_(training.metrics, non_blocking=True)
+        self.latest = self.mark()
+        lr = training.optimizer.filter_rates[training.step - 1]
+        self.ticks.append(Tick(self.latest, start, training.step, metrics, lr))
+
+    def read_ticks(self, wait: bool = False) -> None:
+        """Take up what the device has finished; with `wait`, all that was launched."""
+        while self.ticks and (wait or self.ticks[0].mark.reached()):
+            self.ticks[0].mark.wait()
+            self.read(self.ticks.popleft())
+
+    def read(self, tick: Tick) -> None:
+        """Take one finished tick into the status; a loss that is not finite ends the run."""
+        status = self.status
+        loss, correct, images = tick.metrics.tolist()
+        if not math.isfinite(loss):
+            raise MachineError(
+                f"The loss is not finite at step {tick.step} of {status.total_steps}: try a lower "
+                "optimizer.filters.lr, or training.precision=float32."
+            )
+        epoch_s = tick.mark.seconds_since(tick.start)
+        status.steps_done = tick.step
+        status.trained_s = epoch_s + sum(epoch.device_s for epoch in status.epochs[self.epochs_before :])
+        if tick.step % status.steps_per_epoch == 0 or tick.step == status.total_steps:
+            number = len(status.epochs) + 1
+            status.epochs.append(Epoch(number, epoch_s, images / epoch_s, loss / images, correct / images, tick.lr))
+        self.on_change(status)
+
+    def evaluate(self) -> evaluate.Logits:
+        """The logits of the test images, with the weights as they are."""
+        training = self.training
+        images = self.dataset.test.images.to(training.device)
+        return evaluate.infer(training.network, images, training.mean, training.std, training.recipe.evaluation)
+
+    def take_test_accuracy(self) -> None:
+        """Add the test accuracy to the epoch just run; the time it takes counts nowhere but in the wall time."""
+        self.read_ticks(wait=True)
+        recipe = dataclasses.replace(self.training.recipe.evaluation, views="none")
+        training, test = self.training, self.dataset.test
+        logits = evaluate.infer(training.network, test.images.to(training.device), training.mean, training.std, recipe)
+        accuracy = evaluate.accuracy(logits.plain.cpu(), test.labels)
+        self.status.epochs[-1] = dataclasses.replace(self.status.epochs[-1], test_accuracy=accuracy)
+        self.on_change(self.status)
+        self.latest = self.mark()
+
+    def worth_saving(self) -> bool:
+        """Whether to keep the state after the epoch just run: always, but for quick epochs on CUDA and the last."""
+        if self.training.step == self.training.total_steps:
+            return False
+        epochs = self.status.epochs
+        return self.training.device.type != "cuda" or bool(epochs and epochs[-1].device_s > QUICK_EPOCH)
+
+    def state(self) -> dict[str, Any]:
+        """All that a later process needs to go on from the end of this epoch."""
+        self.read_ticks(wait=True)
+        epochs = [dataclasses.asdict(epoch) for epoch in self.status.epochs]
+        state = {"training": self.training.state(), "epochs": epochs, "whiten_s": self.whiten_s}
+        self.latest = self.mark()
+        return state
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Go on from a state that `state` gave."""
+        self.training.restore(saved["training"])
+        self.whiten_s = saved["whiten_s"]
+        self.status.epochs = [Epoch(**epoch) for epoch in saved["epochs"]]
+        self.epochs_before = len(self.status.epochs)
+        self.status.steps_before = self.status.steps_done = self.training.step
+        self.on_change(self.status)
+        self.latest = self.mark()
+
+    def finish(self, setup_s: float) -> Result:
+        """The evaluation at the end, on the averaged weights where the recipe averages, and the sums."""
+        before = self.latest
+        self.status.stage = "evaluating"
+        self.on_change(self.status)
+        self.training.ema.apply()
+        logits = self.evaluate()
+        after = self.mark()
+        self.read_ticks(wait=True)
+        after.wait()
+        labels = self.dataset.test.labels
+        eval_s = after.seconds_since(before)
+        epochs_s = sum(epoch.device_s for epoch in self.status.epochs)
+        self.status.stage = "done"
+        self.on_change(self.status)
+        return Result(
+            accuracy=evaluate.accuracy(logits.averaged.cpu(), labels),
+            accuracy_no_tta=evaluate.accuracy(logits.plain.cpu(), labels),
+            train_s=self.whiten_s + epochs_s + eval_s,
+            epochs_s=epochs_s,
+            eval_s=eval_s,
+            setup_s=setup_s,
+            wall_s=process_age(),
+            peak_memory=peak_memory(self.training.device),
+            epochs=self.status.epochs,
+        )
+
+
+def rehearse(recipe: Recipe, dataset: Dataset, device: torch.device) -> float:
+    """Seconds that a run is going to take, judged by a few steps on a scratch copy; also wakes the device up.
+
+    On CUDA two steps prepare kernels and memory and a third is timed; elsewhere one small batch goes forward and back.
+    """
+    if device.type == "cuda":
+        scratch = Training(recipe, dataset, device, seed=0)
+        scratch.whiten()
+        for _ in range(2):
+            step(scratch)
+        before = Mark(device)
+        step(scratch)
+        after = Mark(device)
+        after.wait()
+        per_image = after.seconds_since(before) / scratch.batch_size
+    else:
+        small = dataclasses.replace(recipe.training, batch_size=REHEARSAL_IMAGES)
+        norm = dataclasses.replace(recipe.network.norm, ghost=0)
+        network = dataclasses.replace(recipe.network, norm=norm)
+        scratch = Training(dataclasses.replace(recipe, training=small, network=network), dataset, device, seed=0)
+        for _ in range(2):
+            before = Mark(device)
+            scratch.step = 0
+            step(scratch)
+        per_image = Mark(device).seconds_since(before) / scratch.batch_size
+    images = total_steps(recipe, len(dataset.train.images)) * min(recipe.training.batch_size, len(dataset.train.images))
+    # A forward pass is about a third of a step.
+    return per_image * (images + evaluate.evaluations(recipe.evaluation, len(dataset.test.images)) / 3)
