@@ -42,6 +42,12 @@ class MachineError(FastcifarError):
     exit_code = MACHINE
 
 
+class Interrupted(FastcifarError):
+    """Somebody pressed Ctrl-C; the message says what was kept (130)."""
+
+    exit_code = INTERRUPTED
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown `word`: the nearest right one, or all there are where none is near."""
     names = list(known)

@@ -81,6 +81,7 @@ class ConvGroup(nn.Module):
         super().__init__()
         self.convs = convs
         self.residual = recipe.residual
+        self.squeeze_excite: SqueezeExcite | None = None
         for i in range(1, convs + 1):
             self.add_module(f"conv{i}", nn.Conv2d(inputs if i == 1 else width, width, 3, padding="same", bias=False))
             if i == 1:
@@ -92,13 +93,17 @@ class ConvGroup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) to (N, width, H // 2, W // 2)."""
-        x = first = self.act1(self.norm1(self.pool(self.conv1(x))))
-        for i in range(2, self.convs + 1):
+        first = x
+        for i in range(1, self.convs + 1):
             x = self.get_submodule(f"conv{i}")(x)
-            if i == self.convs and hasattr(self, "squeeze_excite"):
+            if i == 1:
+                x = self.pool(x)
+            elif i == self.convs and self.squeeze_excite is not None:
                 x = x * self.squeeze_excite(first)
             x = self.get_submodule(f"norm{i}")(x)
             x = self.get_submodule(f"act{i}")(x)
+            if i == 1:
+                first = x
         return x + first if self.residual and self.convs > 1 else x
 
 

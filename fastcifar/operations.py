@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
 from fastcifar.evaluate import evaluations
 from fastcifar.network import Network, trained_parameters
 from fastcifar.optim import Optimizer
 from fastcifar.recipe import Recipe
-from fastcifar.step import loss_of, total_steps
+from fastcifar.step import total_steps
 
 
 @dataclass(frozen=True)
@@ -20,35 +20,72 @@ class Operations:
 
     training: int  # forward and backward
     evaluation: int  # at the end, with the recipe's test-time augmentation
-    optimizer: int
-    forward_per_image: int
     parameters: int  # trained ones, at the start
 
     @property
     def total(self) -> int:
-        """What a recipe is compared by: training and evaluation, without the optimizer."""
+        """What recipes are compared by: training and evaluation, without the optimizer."""
         return self.training + self.evaluation
 
 
 def count(recipe: Recipe, classes: int = 10, train_images: int = 50_000, test_images: int = 10_000) -> Operations:
-    """Count on tensors without data, once for each stretch of steps in which the same parameters are trained."""
+    """Count once for each stretch of steps in which the same parameters are trained."""
     batch, steps = min(recipe.training.batch_size, train_images), total_steps(recipe, train_images)
-    network = Network(recipe.network, classes).to("meta").train()
+    network, optimizer = sample_network(recipe, classes, steps)
     parameters = trained_parameters(network)
-    optimizer = Optimizer(network, recipe.optimizer, steps)
-    images, labels = torch.empty(batch, 3, 32, 32, device="meta"), torch.empty(batch, dtype=torch.long, device="meta")
-    starts = sorted({0, *(group.trained_steps for group in optimizer.groups if group.trained_steps < steps)})
-    training = updates = forward = 0
-    for start, end in zip(starts, [*starts[1:], steps], strict=True):
+    training = forward = 0
+    for start, end in stretches(optimizer, steps):
+        optimizer.freeze(start)
+        forward, backward = count_image(network)
+        training += (forward + backward) * batch * (end - start)
+    return Operations(training, forward * evaluations(recipe.evaluation, test_images), parameters)
+
+
+def count_image(network: nn.Module) -> tuple[int, int]:
+    """Forward and backward operations for one image, in convolutions and linear layers.
+
+    The same numbers as the flop counter's (a test holds them together), which takes seconds to import: a layer's
+    backward repeats its forward once for its weights and once for its input, each where a gradient is wanted.
+    """
+    forward = backward = 0
+
+    def add(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal forward, backward
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        operations = 2 * output.numel() * layer.weight[0].numel()
+        forward += operations
+        backward += operations * (layer.weight.requires_grad + inputs[0].requires_grad)
+
+    layers = [layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
+    hooks = [layer.register_forward_hook(add) for layer in layers]
+    network(torch.zeros(1, 3, 32, 32))
+    for hook in hooks:
+        hook.remove()
+    return forward, backward
+
+
+def count_optimizer(recipe: Recipe, classes: int = 10, train_images: int = 50_000) -> int:
+    """The operations of all updates, which are given apart."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    steps, total = total_steps(recipe, train_images), 0
+    _, optimizer = sample_network(recipe, classes, steps)
+    for start, end in stretches(optimizer, steps):
         optimizer.freeze(start)
         with FlopCounterMode(display=False) as counter:
-            logits = network(images)
-        forward = counter.get_total_flops()
-        with FlopCounterMode(display=False) as counter:
-            loss_of(logits, labels, recipe.training.label_smoothing).backward()  # type: ignore[no-untyped-call]
-        training += (forward + counter.get_total_flops()) * (end - start)
-        with FlopCounterMode(display=False) as counter:
             optimizer.update(start)
-        updates += counter.get_total_flops() * (end - start)
-    evaluation = forward // batch * evaluations(recipe.evaluation, test_images)
-    return Operations(training, evaluation, updates, forward // batch, parameters)
+        total += counter.get_total_flops() * (end - start)
+    return total
+
+
+def sample_network(recipe: Recipe, classes: int, steps: int) -> tuple[Network, Optimizer]:
+    """A network in float32 on the CPU, in evaluation mode: no batch statistics are needed to count."""
+    network = Network(recipe.network, classes).eval()
+    return network, Optimizer(network, recipe.optimizer, steps)
+
+
+def stretches(optimizer: Optimizer, steps: int) -> list[tuple[int, int]]:
+    """The runs of steps in which the same parameters are trained, as first step and end."""
+    ends = {group.trained_steps for group in optimizer.groups if group.parameters}
+    starts = sorted({0, *(end for end in ends if end < steps)})
+    return list(zip(starts, [*starts[1:], steps], strict=True))

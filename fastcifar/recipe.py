@@ -314,7 +314,7 @@ def _describe(kind: Any) -> str:
 def _check_range(value: Any, limits: Mapping[str, Any], where: str, name: str) -> None:
     for item in value if isinstance(value, tuple) else (value,):
         if limits and not limits["low"] <= item <= limits["high"]:
-            bound = f"at least {limits['low']:g}" if limits["high"] == math.inf else "in {low:g}..{high:g}".format(**limits)
+            bound = f"at least {limits['low']:g}" if limits["high"] == math.inf else f"in {limits['low']:,g}..{limits['high']:,g}"
             raise UsageError(f"In {where}, '{name}' is {item:g}, but must be {bound}.")
 
 

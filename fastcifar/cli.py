@@ -1,0 +1,310 @@
+"""The command line: a function a subcommand that parses, calls and shows. Torch is imported inside commands only."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+import fastcifar
+from fastcifar import errors
+from fastcifar.errors import FastcifarError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from fastcifar.console import Screen
+    from fastcifar.data import Dataset
+
+app = typer.Typer(
+    name="fastcifar",
+    help="Train on CIFAR-10 in seconds, and see where the time goes.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output; the rest to standard error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the result.")]
+Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 or mps; the first GPU where there is one.")]
+Threads = Annotated[Optional[int], typer.Option(min=1, max=4096, help="Threads on the CPU; all cores by default.")]
+DatasetName = Annotated[str, typer.Option(help="cifar10, cifar100, shapes (needs no download), or one imported.")]
+Settings = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the recipe; may be given again."),
+]
+REPORT = "https://github.com/fastcifar/fastcifar/issues"
+
+
+def main() -> None:
+    """Run the command line and leave with the exit code of DESIGN.md; on failure say why, as JSON where asked."""
+    code, message = errors.OK, ""
+    try:
+        returned = app(standalone_mode=False)
+        code = returned if isinstance(returned, int) else errors.OK
+        if code == errors.INTERRUPTED:
+            message = "Interrupted."
+    except FastcifarError as error:
+        code, message = error.exit_code, str(error)
+    except KeyboardInterrupt:
+        code, message = errors.INTERRUPTED, "Interrupted."
+    except BrokenPipeError:
+        # Whoever read our output has left; there is nobody to tell.
+        sys.stdout = None  # type: ignore[assignment]
+        sys.exit(errors.OK)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # Typer's own errors about options and arguments
+            code, message = errors.USAGE, f"{error.format_message()} See `fastcifar --help`."
+        else:
+            traceback.print_exc()
+            code = errors.BUG
+            message = f"This is a bug of fastcifar; please report it with the lines above: {REPORT}"
+    if message:
+        if "--json" in sys.argv[1:]:
+            print(json.dumps({"error": message, "exit_code": code}), flush=True)
+        else:
+            print(message if code == errors.INTERRUPTED else f"Error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def show_version(asked: bool) -> None:
+    """Print the version and leave."""
+    if asked:
+        print(f"fastcifar {fastcifar.__version__}")
+        raise typer.Exit()
+
+
+@app.callback(invoke_without_command=True)
+def common(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Train on CIFAR-10 in seconds, and see where the time goes."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def document(command: str, device: str | None = None) -> dict[str, Any]:
+    """The keys that every JSON document has."""
+    from importlib.metadata import version
+
+    return {"command": command, "version": fastcifar.__version__, "torch": version("torch"), "device": device}
+
+
+@app.command()
+def download(
+    dataset: Annotated[str, typer.Option(help="cifar10 or cifar100.")] = "cifar10",
+    source: Annotated[
+        Optional[Path],
+        typer.Option("--from", metavar="PATH", help="Import an archive, a batch folder or an image folder instead."),
+    ] = None,
+    url: Annotated[Optional[str], typer.Option(help="A mirror of the archive; the checksum still decides.")] = None,
+    name: Annotated[Optional[str], typer.Option(help="With --from: keep a dataset of your own under this name.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the dataset and free its space.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Get a dataset: over the network, or from files you have.
+
+    Example: fastcifar download --from ~/data/cifar-10-python.tar.gz
+    """
+    from fastcifar import data
+    from fastcifar.console import ProgressView, Screen, facts
+
+    screen = Screen(as_json, quiet)
+    if url is not None and source is not None:
+        raise UsageError("--url and --from exclude each other: a dataset comes from one place.")
+    if remove:
+        gone = data.remove(name or dataset)
+        screen.result(
+            "\n".join(f"Removed {path}." for path in gone) or f"There is nothing of '{name or dataset}' to remove.",
+            {**document("download"), "dataset": name or dataset, "removed": [str(path) for path in gone]},
+        )
+        return
+    with ProgressView(screen) as view:
+        if source is not None:
+            found = data.import_from(source, dataset, name, view.update)
+        elif data.path_of(dataset).exists() and url is None:
+            found = data.verify(dataset, view.update)
+            screen.note(f"{dataset} is here already; its content was hashed again and is right.")
+        else:
+            found = data.download(dataset, url, view.update)
+    if not found.published:
+        screen.note(f"'{found.name}' is not a published dataset: results on it compare with nobody else's.")
+    images = len(found.train.images) + len(found.test.images)
+    path = str(data.path_of(found.name))
+    screen.result(
+        facts(
+            [
+                ("dataset", f"{found.name}: {len(found.classes)} classes"),
+                ("images", f"{len(found.train.images):,} train, {len(found.test.images):,} test"),
+                ("content", f"{'the published dataset' if found.published else 'your own'}, SHA-256 {found.digest[:16]}…"),
+                ("kept in", path),
+            ]
+        ),
+        {
+            **document("download"),
+            "dataset": found.name,
+            "path": path,
+            "images": images,
+            "classes": list(found.classes),
+            "source": found.source,
+            "verified": found.published,
+        },
+    )
+
+
+@app.command()
+def recipes(
+    name: Annotated[Optional[str], typer.Argument(help="A recipe, or the path of a TOML file.")] = None,
+    settings: Settings = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the recipes, or print one in full as TOML.
+
+    Example: fastcifar recipes air94 > mine.toml
+    """
+    from fastcifar import recipe
+    from fastcifar.console import Screen, facts
+
+    screen = Screen(as_json, quiet)
+    if name is None:
+        listed = [recipe.load(known) for known in recipe.names()]
+        rows = [(item.name, item.summary) for item in listed]
+        screen.result(facts(rows), [{"name": item, "summary": summary} for item, summary in rows])
+        return
+    from fastcifar import operations
+
+    found = recipe.load(name, settings or ())
+    counted, updates = operations.count(found), operations.count_optimizer(found)
+    screen.result(
+        f"# {counted.total:.4g} operations on CIFAR-10, {updates:.3g} more in the optimizer; "
+        f"{counted.parameters:,} trained parameters.\n{recipe.to_toml(found)}".rstrip(),
+        {
+            **document("recipes"),
+            "name": found.name,
+            "summary": found.summary,
+            "recipe": recipe.to_dict(found),
+            "flops": counted.total,
+            "optimizer_flops": updates,
+            "parameters": counted.parameters,
+        },
+    )
+
+
+@app.command()
+def train(
+    recipe: Annotated[Optional[str], typer.Argument(help="A recipe or a TOML file; fast94 by default.")] = None,
+    dataset: DatasetName = "cifar10",
+    device: Device = None,
+    threads: Threads = None,
+    seed: Annotated[int, typer.Option(help="Where all random numbers come from.")] = 0,
+    settings: Settings = None,
+    target: Annotated[Optional[float], typer.Option(help="Leave with exit code 5 below this accuracy, in percent.")] = None,
+    eval_every: Annotated[int, typer.Option(min=0, help="Take the test accuracy every so many epochs.")] = 0,
+    out: Annotated[Optional[Path], typer.Option(help="The run folder; runs/<recipe>-<seed>-<time> by default.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a run that is in --out.")] = False,
+    resume: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Go on with an interrupted run.")] = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int:
+    """Train a network and evaluate it.
+
+    Example: fastcifar train tiny --dataset shapes
+    """
+    from fastcifar import machine, store
+    from fastcifar import recipe as recipe_files
+    from fastcifar import run as runs
+    from fastcifar.console import Screen, TrainView, summary
+
+    screen = Screen(as_json, quiet)
+    runs.check_target(target)
+    runs.check_seed(seed)
+    place = machine.pick_device(device)
+    if resume is not None:
+        if recipe is not None or settings or out is not None or force:
+            raise UsageError("--resume goes on with the run as it was: it takes no recipe, --set, --out or --force.")
+        saved = runs.saved_state(resume)
+        machine.prepare(place, threads or saved["threads"])
+        images = obtain(saved["dataset"]["name"], screen)
+        runs.check_same_dataset(saved, images)
+        run = runs.Run(store.recipe_of(saved, resume), images, place, saved["seed"], resume, saved["loop"])
+    else:
+        found = recipe_files.load(recipe or "fast94", settings or ())
+        machine.prepare(place, threads)
+        images = obtain(dataset, screen)
+        run = runs.Run(found, images, place, seed, store.create_run_folder(out, found.name, seed, force))
+    if busy := machine.others_at_work(place):
+        screen.warn(busy)
+    if not quiet:
+        screen.note(run.introduction())
+    view = TrainView(screen, "GPU" if place.type == "cuda" else place.type.upper(), eval_every > 0)
+    try:
+        with view:
+            result = run.train(eval_every, view.update)
+    except KeyboardInterrupt:
+        raise Interrupted(run.way_on()) from None
+    record = {**document("train", machine.describe(place)), **run.document(result)}
+    run.keep(record)
+    screen.result(summary(result, record, str(run.folder)), record)
+    if target is not None and 100 * result.accuracy < target:
+        screen.warn(f"The accuracy of {100 * result.accuracy:.2f} % is below the target of {target:g} %.")
+        return errors.TARGET_MISSED
+    return errors.OK
+
+
+@app.command(name="eval")
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
+    images: Annotated[Optional[list[Path]], typer.Argument(help="Image files, or a folder; the test set by default.")] = None,
+    dataset: Annotated[Optional[str], typer.Option(help="Another dataset than the one trained on.")] = None,
+    tta: Annotated[str, typer.Option(help="Test-time augmentation: recipe, none, flip or full.")] = "recipe",
+    per_class: Annotated[bool, typer.Option("--per-class", help="The accuracy on each class.")] = False,
+    confusion: Annotated[bool, typer.Option("--confusion", help="Which class was taken for which.")] = False,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Evaluate a checkpoint: on the test set, on an image folder, or on single images.
+
+    Example: fastcifar eval runs/tiny-0-20261124-120000 --per-class
+    """
+    from fastcifar import inspection, machine, store
+    from fastcifar.console import Screen, evaluation_report
+
+    screen = Screen(as_json, quiet)
+    place = machine.pick_device(device)
+    machine.prepare(place, threads)
+    model = inspection.Model(store.load_checkpoint(checkpoint), place, tta)
+    if images and dataset:
+        raise UsageError("Images and --dataset exclude each other: one thing is evaluated at a time.")
+    if images:
+        subject = inspection.from_files(images, model)
+    else:
+        subject = inspection.from_dataset(obtain(dataset or model.dataset, screen), model)
+    found = {
+        **document("eval", machine.describe(place)),
+        "checkpoint": str(checkpoint),
+        **inspection.judge(model, subject, per_class, confusion),
+    }
+    screen.result(evaluation_report(found, model.classes), found)
+
+
+def obtain(name: str, screen: Screen) -> Dataset:
+    """The dataset of that name; a published one that is not here is downloaded."""
+    from fastcifar import data
+    from fastcifar.console import ProgressView
+
+    try:
+        return data.load(name)
+    except data.MissingDataset:
+        if name not in data.PUBLISHED:
+            raise
+    screen.note(f"{name} is not on this machine yet.")
+    with ProgressView(screen) as view:
+        return data.download(name, None, view.update)

@@ -1,0 +1,78 @@
+"""Files written so that a reader sees the old one or the whole new one, and read without running what is in them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from fastcifar.errors import DataError
+
+FORMAT = 1
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a file beside `path`, then put it in its place; on failure nothing is left of it.
+
+    Raises DataError where it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
+        reason = error.strerror if isinstance(error, OSError) else "is the disk full?"
+        raise DataError(f"{path} cannot be written: {reason}; make room or choose another place.") from None
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def save_tensors(path: Path, kind: str, tree: dict[str, Any]) -> None:
+    """A tree of tensors and plain values that says what it is; raises DataError where it cannot be written."""
+    write_atomically(path, lambda file: torch.save({"kind": kind, "format": FORMAT, **tree}, file))
+
+
+def load_tensors(path: Path, kind: str, mmap: bool = False) -> dict[str, Any]:
+    """A tree that `save_tensors` wrote as this kind, on the CPU; nothing in the file is executed.
+
+    With `mmap` the tensors stay on disk until they are read. Raises DataError where the file is missing, damaged,
+    something else, or of another version.
+    """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder where a {kind} of fastcifar should be.")
+    try:
+        tree = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile):
+        raise DataError(f"{path} is damaged, or no {kind} that fastcifar wrote; nothing in it was run.") from None
+    if not isinstance(tree, dict) or tree.get("kind") != kind:
+        raise DataError(f"{path} is no {kind} that fastcifar wrote.")
+    if tree.get("format") != FORMAT:
+        raise DataError(f"{path} has format {tree.get('format')}, this fastcifar reads {FORMAT}: update fastcifar.")
+    return tree
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file at `path`; whoever comes second waits."""
+    with open(path, "wb") as file:
+        try:
+            import fcntl
+        except ImportError:  # Windows: the atomic writes alone keep files whole
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

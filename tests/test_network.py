@@ -1,0 +1,153 @@
+"""Networks: what the public sources state of them, and each part held against a plain way to compute it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fastcifar import operations, recipe
+from fastcifar.network import BatchNorm, Network, patch_covariance, trained_parameters
+from fastcifar.recipe import Norm
+
+ALL = recipe.names()
+
+
+def network_of(name: str, *overrides: str, seed: int = 0) -> Network:
+    network = Network(recipe.load(name, overrides).network, 10)
+    network.initialize(torch.Generator().manual_seed(seed))
+    return network
+
+
+def test_air94_has_the_published_size() -> None:
+    """DESIGN.md: 1,971,352 trained parameters; 236.3 MFLOP forward, 471.5 and later 444.9 backward an image."""
+    network = network_of("air94")
+    assert trained_parameters(network) == 1_971_352
+    forward, backward = operations.count_image(network)
+    assert (round(forward / 1e6, 1), round(backward / 1e6, 1)) == (236.3, 471.5)
+    assert network.whiten.bias is not None
+    network.whiten.bias.requires_grad_(False)
+    assert round(operations.count_image(network)[1] / 1e6, 1) == 444.9
+
+
+@pytest.mark.parametrize(("name", "published"), [("air94", 2.91e14), ("hive94", 2.60e14)])
+def test_a_run_costs_the_published_operations(name: str, published: float) -> None:
+    assert operations.count(recipe.load(name)).total == pytest.approx(published, rel=0.005)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_counted_operations_are_the_flop_counters(name: str) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = network_of(name).eval()
+    with FlopCounterMode(display=False) as counter:
+        logits = network(torch.zeros(1, 3, 32, 32))
+    forward = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        logits.sum().backward()
+    assert operations.count_image(network) == (forward, counter.get_total_flops())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sides"),
+    [
+        ((), [31, 15, 7, 3]),
+        (("network.whiten.kernel=3",), [30, 15, 7, 3]),
+        (("network.whiten.padding=1", "network.whiten.kernel=3"), [32, 16, 8, 4]),
+    ],
+)
+def test_the_maps_shrink_as_the_story_tells(overrides: tuple[str, ...], sides: list[int]) -> None:
+    network, seen = network_of("hlb", *overrides), []
+    for name in ("whiten", "group1", "group2", "group3"):
+        network.get_submodule(name).register_forward_hook(lambda module, inputs, output: seen.append(output.shape[-1]))
+    network(torch.zeros(2, 3, 32, 32))
+    assert seen == sides
+
+
+def test_whitening_decorrelates_the_patches_it_was_set_on() -> None:
+    images = torch.randn(400, 3, 32, 32).cumsum(-1).cumsum(-2) / 30
+    network = network_of("air94", "network.whiten.eps=0", "network.whiten.bias=false")
+    network.set_whitening(images)
+    out = network.whiten(images).transpose(0, 1).flatten(1)
+    half = out[:12]
+    torch.testing.assert_close(half @ half.T / half.size(1), torch.eye(12), atol=2e-2, rtol=0)
+    torch.testing.assert_close(out[12:], -half)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_the_covariance_in_chunks_is_that_of_all_patches(centered: bool) -> None:
+    images = torch.randn(2300, 3, 32, 32) + 0.5
+    patches = images.unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5).reshape(-1, 12).double()
+    mean = patches.mean(0) if centered else torch.zeros(12, dtype=torch.float64)
+    expected = (patches - mean).T @ (patches - mean) / len(patches)
+    torch.testing.assert_close(patch_covariance(images, 2, centered), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_dirac_filters_pass_their_input_on() -> None:
+    conv = network_of("air94").get_submodule("group2.conv1")
+    assert isinstance(conv, nn.Conv2d)
+    x = torch.randn(2, 64, 9, 9)
+    torch.testing.assert_close(conv(x)[:, :64], x)
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    first, same, other = (network_of("tiny", seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[key], same[key]) for key in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_ghost_norm_is_batch_norm_on_each_group() -> None:
+    norm = BatchNorm(5, Norm(momentum=0.3, eps=1e-5, ghost=4))
+    plain = [nn.BatchNorm2d(5, eps=1e-5, momentum=0.3) for _ in range(3)]
+    x = torch.randn(12, 5, 6, 6).to(memory_format=torch.channels_last)
+    for _ in range(2):
+        y = norm(x)
+        parts = [layer(x[i::3]) for i, layer in enumerate(plain)]
+    for i, part in enumerate(parts):
+        torch.testing.assert_close(y[i::3], part)
+    torch.testing.assert_close(norm.running_mean, torch.stack([layer.running_mean for layer in plain]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([layer.running_var for layer in plain]).mean(0))
+    norm.eval()
+    expected = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.3, 1e-5)
+    torch.testing.assert_close(norm(x), expected)
+
+
+def test_squeeze_excite_scales_the_last_convolution_by_the_first_ones_output() -> None:
+    network = network_of("hlb")
+    group = network.get_submodule("group1")
+    inputs = torch.randn(3, 32, 31, 31)
+    first = group.act1(group.norm1(group.pool(group.conv1(inputs))))
+    factor = group.squeeze_excite(first)
+    assert factor.shape == (3, 128, 1, 1) and bool(((factor > 0) & (factor < 1)).all())
+    x = group.act2(group.norm2(group.conv2(first)))
+    expected = group.act3(group.norm3(group.conv3(x) * factor)) + first
+    torch.testing.assert_close(group(inputs), expected)
+
+
+def test_logits_begin_small_and_an_image_does_not_depend_on_its_neighbours() -> None:
+    network = network_of("air94").eval()
+    images = torch.randn(4, 3, 32, 32)
+    together = network(images)
+    torch.testing.assert_close(together[:1], network(images[:1]), atol=1e-5, rtol=1e-4)
+    assert float(together.detach().abs().max()) < 1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_network_learns_a_batch_by_heart(name: str) -> None:
+    found = recipe.load(name, ["network.norm.ghost=0"])
+    small = dataclasses.replace(found.network, widths=(8, 8, 8))
+    network = Network(small, 10)
+    network.initialize(torch.Generator().manual_seed(0))
+    images, labels = torch.randn(20, 3, 32, 32), torch.arange(20) % 10
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=0.02)
+    losses = []
+    for _ in range(30):
+        loss = F.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < 0.3 * losses[0]

@@ -1,0 +1,166 @@
+"""Optimizers, held against PyTorch's own and against the singular value decomposition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastcifar import recipe
+from fastcifar.network import Network
+from fastcifar.optim import Ema, Optimizer, newton_schulz, orthogonalize, renormalized_steps, sort_parameters
+from fastcifar.recipe import Ema as EmaRecipe
+
+STEPS = 8
+
+
+def network_of(name: str, *overrides: str) -> Network:
+    network = Network(recipe.load(name, overrides).network, 10)
+    network.initialize(torch.Generator().manual_seed(0))
+    return network
+
+
+def give_gradients(network: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_every_trained_parameter_is_in_one_group() -> None:
+    for name in recipe.names():
+        network = network_of(name)
+        members = sort_parameters(network)
+        assert sum(map(len, members.values())) == sum(p.requires_grad for p in network.parameters())
+        assert all(p.ndim == 1 for p in members["biases"] + members["whiten_bias"])
+        assert all(p.ndim > 1 for p in members["filters"] + members["head"])
+
+
+def test_sgd_is_pytorchs_sgd() -> None:
+    """The whole of `hlb`, whose parameters all learn by SGD, with its schedule."""
+    settings = recipe.load("hlb", ["network.widths=[8, 8, 8]"])
+    ours, theirs = (Network(settings.network, 10) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = Optimizer(ours, settings.optimizer, STEPS)
+    groups = []
+    for name, parameters in sort_parameters(theirs).items():
+        part = getattr(settings.optimizer, name)
+        if parameters:
+            groups.append({"params": parameters, "weight_decay": part.weight_decay, "section": part})
+    reference = torch.optim.SGD(groups, lr=1, momentum=0.85, nesterov=True)
+    from fastcifar.schedule import over_steps
+
+    for step in range(STEPS):
+        for network in (ours, theirs):
+            give_gradients(network, step)
+        optimizer.freeze(step)
+        optimizer.update(step)
+        for group in reference.param_groups:
+            group["lr"] = group["section"].lr * over_steps(group["section"].schedule, STEPS)[step]
+        reference.step()
+    for (name, mine), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, msg=name)
+
+
+def test_a_frozen_bias_has_no_gradient_and_does_not_move() -> None:
+    network = network_of("tiny")
+    settings = recipe.load("tiny", ["optimizer.whiten_bias.schedule=[[0, 1], [0.5, 0]]"])
+    optimizer = Optimizer(network, settings.optimizer, STEPS)
+    bias, seen = network.whiten.bias, []
+    assert bias is not None
+    for step in range(STEPS):
+        optimizer.freeze(step)
+        network(torch.randn(4, 3, 32, 32)).sum().backward()
+        assert (bias.grad is not None) == (step < STEPS // 2)
+        optimizer.update(step)
+        seen.append(bias.detach().clone())
+    moved = [not torch.equal(a, b) for a, b in zip(seen, seen[1:], strict=False)]
+    assert moved == [True] * (STEPS // 2 - 1) + [False] * (STEPS // 2)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 40), (3, 16, 16), (2, 40, 16)])
+def test_newton_schulz_brings_singular_values_near_one_and_keeps_the_directions(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    y = newton_schulz(x, ((3.4445, -4.7750, 2.0315),) * 5)
+    assert y.shape == x.shape
+    middle = u.mT @ y @ v.mT  # diagonal where the directions are kept
+    values = torch.linalg.svdvals(y)
+    assert float(values.min()) > 0.4 and float(values.max()) < 1.4
+    off = middle - torch.diag_embed(middle.diagonal(dim1=1, dim2=2))
+    assert float(off.abs().max()) < 1e-3
+
+
+def test_batched_orthogonalisation_is_that_of_each_filter() -> None:
+    filters: list[Tensor] = [torch.randn(s) for s in [(8, 4, 3, 3), (16, 8, 3, 3), (8, 4, 3, 3), (6, 10)]]
+    polynomials = ((3.4445, -4.7750, 2.0315),) * 3
+    together = orthogonalize(filters, polynomials)
+    for one, result in zip(filters, together, strict=True):
+        alone = newton_schulz(one.flatten(1)[None], polynomials)[0].view(one.shape)
+        torch.testing.assert_close(result, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_muon_sets_the_norm_of_filters_before_it_moves_them() -> None:
+    network = network_of("tiny")
+    settings = recipe.load("tiny", ["optimizer.filters.lr=0"])
+    optimizer = Optimizer(network, settings.optimizer, 4)
+    give_gradients(network, 0)
+    optimizer.groups[0].trained_steps = 4  # a rate of zero would freeze them
+    optimizer.update(0)
+    for parameter in sort_parameters(network)["filters"]:
+        assert float(parameter.detach().norm()) == pytest.approx(len(parameter) ** 0.5, rel=1e-4)
+
+
+def test_hive94_renormalises_at_the_anchors_steps() -> None:
+    flags = renormalized_steps(recipe.load("hive94").optimizer.filters.renormalize, 243)
+    expected, last = [], 0
+    for count in range(1, 244):  # as in cifar10_speedrun.py
+        expected.append(count - last >= 2 + int(15 * count / 243))
+        last = count if expected[-1] else last
+    assert flags == expected
+
+
+def test_the_average_follows_its_definition() -> None:
+    network = network_of("tiny")
+    ema = Ema(network, EmaRecipe(start=0.5, decay=0.9, every=2), 10)
+    expected: Tensor | None = None
+    for step in range(10):
+        with torch.no_grad():
+            network.head.weight.copy_(torch.full_like(network.head.weight, float(step)))
+            network.group1.norm1.running_mean.fill_(step)
+        ema.update(step)
+        if step >= 5 and (step + 1) % 2 == 0:
+            now = torch.tensor(float(step))
+            expected = now if expected is None else 0.9 * expected + 0.1 * now
+    ema.apply()
+    assert expected is not None
+    assert float(network.head.weight[0, 0]) == pytest.approx(float(expected))
+    assert float(network.group1.norm1.running_mean[0]) == pytest.approx(float(expected))
+
+
+def test_no_average_leaves_the_network_as_it_is() -> None:
+    network = network_of("tiny")
+    before = network.head.weight.detach().clone()
+    ema = Ema(network, EmaRecipe(), 10)
+    ema.update(9)
+    ema.apply()
+    assert torch.equal(network.head.weight, before)
+
+
+def test_state_and_restore_go_on_as_if_nothing_had_happened() -> None:
+    settings = recipe.load("tiny")
+    straight, broken = network_of("tiny"), network_of("tiny")
+    one, two = Optimizer(straight, settings.optimizer, STEPS), Optimizer(broken, settings.optimizer, STEPS)
+    for step in range(STEPS):
+        for network, optimizer in ((straight, one), (broken, two)):
+            optimizer.freeze(step)
+            give_gradients(network, step)
+            optimizer.update(step)
+        if step == 4:
+            state, weights = two.state(), broken.state_dict()
+            again = network_of("tiny")
+            again.load_state_dict(weights)
+            broken, two = again, Optimizer(again, settings.optimizer, STEPS)
+            two.restore([[m.clone() for m in group] for group in state], step + 1)
+    for mine, other in zip(straight.parameters(), broken.parameters(), strict=True):
+        assert torch.equal(mine, other)

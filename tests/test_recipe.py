@@ -1,0 +1,112 @@
+"""Recipes: what comes with the program, files of one's own, overrides, and every way to get them wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fastcifar import recipe
+from fastcifar.errors import DataError, UsageError
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_a_printed_recipe_is_the_same_recipe(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "saved.toml"
+    original = recipe.load(name)
+    path.write_text(recipe.to_toml(original))
+    assert recipe.load(str(path)) == original
+    assert recipe.from_dict(recipe.to_dict(original), "here") == original
+    assert original.summary
+
+
+def test_the_recipes_of_the_design_are_there() -> None:
+    assert {"hlb-first", "hlb", "hlb-3x3", "hlb-nose", "air94", "hive94", "fast94", "tiny"} <= set(recipe.names())
+
+
+def test_overrides_apply_in_order() -> None:
+    found = recipe.load("air94", ["training.epochs=4", "network.widths=[32, 64, 64]", "data.flip=random", "training.epochs=2.5"])
+    assert (found.training.epochs, found.network.widths, found.data.flip) == (2.5, (32, 64, 64), "random")
+    assert found.optimizer == recipe.load("air94").optimizer
+
+
+def test_a_file_extends_a_recipe_and_a_file(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('extends = "air94"\nsummary = "base"\n[training]\nepochs = 3\n')
+    (tmp_path / "mine.toml").write_text('extends = "./base.toml"\n[optimizer.filters]\nlr = 0.3\n')
+    mine = recipe.load(str(tmp_path / "mine.toml"))
+    assert (mine.name, mine.summary, mine.training.epochs, mine.optimizer.filters.lr) == ("mine", "", 3.0, 0.3)
+    assert mine.optimizer.filters.momentum == recipe.load("air94").optimizer.filters.momentum
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.epochs", "needs the form"),
+        ("=3", "needs the form"),
+        ("training.epoch=3", "did you mean 'epochs'"),
+        ("trainning.epochs=3", "did you mean 'training'"),
+        ("training.epochs=many", "must be a number"),
+        ("training.epochs=true", "must be a number"),
+        ("training.batch_size=2.5", "must be a whole number"),
+        ("training.batch_size=0", "in 1..1000000"),
+        ("training.label_smoothing=1.5", "must be in 0..0.999"),
+        ("training.epochs=nan", "must be a number"),
+        ("training=3", "is a section"),
+        ("data.flip=randon", "did you mean 'random'"),
+        ("network.widths=64", "must be a list"),
+        ("network.widths=[64, 0, 64]", "in 1..8192"),
+        ("network.widths=[64, 64]", "same, nonzero length"),
+        ("network.norm.ghost=33", "multiple of"),
+        ("optimizer.filters.newton_schulz=[[1, 2]]", "three numbers"),
+        ("optimizer.filters.renormalize=[[0, 0]]", "at least 1 everywhere"),
+        ("optimizer.filters.schedule=[[0.5, 1], [0.1, 0]]", "goes back"),
+        ("optimizer.filters.schedule=[[0, 1, 2]]", "must be a list"),
+    ],
+)
+def test_a_wrong_override_is_explained(override: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        recipe.load("air94", [override])
+    assert said in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(UsageError, match="did you mean 'air94'"):
+        recipe.load("air95")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[training\nepochs = 3", "not valid TOML"),
+        ('extends = "mine.toml"', "extends itself"),
+        ("extends = 3", "name or path of one recipe"),
+        ('extends = "air95"', "did you mean 'air94'"),
+        ("[trainin]\nepochs = 3", "no section 'trainin'"),
+        ("surprise = 3", "no section 'surprise'|no key 'surprise'"),
+        ('extends = "./nowhere.toml"', "no recipe file"),
+    ],
+)
+def test_a_wrong_file_is_explained(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        recipe.load(str(path))
+
+
+def test_a_chain_that_comes_back_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('extends = "./b.toml"')
+    (tmp_path / "b.toml").write_text('extends = "./a.toml"')
+    with pytest.raises(UsageError, match="extends itself"):
+        recipe.load(str(tmp_path / "a.toml"))
+
+
+def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").mkdir()
+    with pytest.raises(DataError, match="cannot be read"):
+        recipe.load(str(tmp_path / "x.toml"))
+
+
+def test_odd_text_survives_toml(tmp_path: Path) -> None:
+    odd = recipe.from_dict({"name": "odd", "summary": 'a "quoted" \\ line\nand another\x7f é'}, "here")
+    (tmp_path / "odd.toml").write_text(recipe.to_toml(odd))
+    assert recipe.load(str(tmp_path / "odd.toml")) == odd
