@@ -6,7 +6,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,13 +27,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output; the rest to standard error.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON document on standard output; the rest to standard error.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the result.")]
-Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1 or mps; the first GPU where there is one.")]
-Threads = Annotated[Optional[int], typer.Option(min=1, max=4096, help="Threads on the CPU; all cores by default.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; the first GPU where there is one.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Threads on the CPU; all cores by default.")]
 DatasetName = Annotated[str, typer.Option(help="cifar10, cifar100, shapes (needs no download), or one imported.")]
 Settings = Annotated[
-    Optional[list[str]],
+    list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the recipe; may be given again."),
 ]
 REPORT = "https://github.com/fastcifar/fastcifar/issues"
@@ -53,7 +55,7 @@ def main() -> None:
         code, message = errors.INTERRUPTED, "Interrupted."
     except BrokenPipeError:
         # Whoever read our output has left; there is nobody to tell.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         sys.exit(errors.OK)
     except Exception as error:
         if hasattr(error, "format_message"):  # Typer's own errors about options and arguments
@@ -98,11 +100,11 @@ def document(command: str, device: str | None = None) -> dict[str, Any]:
 def download(
     dataset: Annotated[str, typer.Option(help="cifar10 or cifar100.")] = "cifar10",
     source: Annotated[
-        Optional[Path],
+        Path | None,
         typer.Option("--from", metavar="PATH", help="Import an archive, a batch folder or an image folder instead."),
     ] = None,
-    url: Annotated[Optional[str], typer.Option(help="A mirror of the archive; the checksum still decides.")] = None,
-    name: Annotated[Optional[str], typer.Option(help="With --from: keep a dataset of your own under this name.")] = None,
+    url: Annotated[str | None, typer.Option(help="A mirror of the archive; the checksum still decides.")] = None,
+    name: Annotated[str | None, typer.Option(help="With --from: keep a dataset of your own under this name.")] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Remove the dataset and free its space.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -141,7 +143,10 @@ def download(
             [
                 ("dataset", f"{found.name}: {len(found.classes)} classes"),
                 ("images", f"{len(found.train.images):,} train, {len(found.test.images):,} test"),
-                ("content", f"{'the published dataset' if found.published else 'your own'}, SHA-256 {found.digest[:16]}…"),
+                (
+                    "content",
+                    f"{'the published dataset' if found.published else 'your own'}, SHA-256 {found.digest[:16]}…",
+                ),
                 ("kept in", path),
             ]
         ),
@@ -159,7 +164,7 @@ def download(
 
 @app.command()
 def recipes(
-    name: Annotated[Optional[str], typer.Argument(help="A recipe, or the path of a TOML file.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A recipe, or the path of a TOML file.")] = None,
     settings: Settings = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -198,17 +203,19 @@ def recipes(
 
 @app.command()
 def train(
-    recipe: Annotated[Optional[str], typer.Argument(help="A recipe or a TOML file; fast94 by default.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help="A recipe or a TOML file; fast94 by default.")] = None,
     dataset: DatasetName = "cifar10",
     device: Device = None,
     threads: Threads = None,
     seed: Annotated[int, typer.Option(help="Where all random numbers come from.")] = 0,
     settings: Settings = None,
-    target: Annotated[Optional[float], typer.Option(help="Leave with exit code 5 below this accuracy, in percent.")] = None,
+    target: Annotated[
+        float | None, typer.Option(help="Leave with exit code 5 below this accuracy, in percent.")
+    ] = None,
     eval_every: Annotated[int, typer.Option(min=0, help="Take the test accuracy every so many epochs.")] = 0,
-    out: Annotated[Optional[Path], typer.Option(help="The run folder; runs/<recipe>-<seed>-<time> by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; runs/<recipe>-<seed>-<time> by default.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Write over a run that is in --out.")] = False,
-    resume: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Go on with an interrupted run.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with an interrupted run.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
@@ -260,8 +267,10 @@ def train(
 @app.command(name="eval")
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
-    images: Annotated[Optional[list[Path]], typer.Argument(help="Image files, or a folder; the test set by default.")] = None,
-    dataset: Annotated[Optional[str], typer.Option(help="Another dataset than the one trained on.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Image files, or a folder; the test set by default.")
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Another dataset than the one trained on.")] = None,
     tta: Annotated[str, typer.Option(help="Test-time augmentation: recipe, none, flip or full.")] = "recipe",
     per_class: Annotated[bool, typer.Option("--per-class", help="The accuracy on each class.")] = False,
     confusion: Annotated[bool, typer.Option("--confusion", help="Which class was taken for which.")] = False,

@@ -18,7 +18,7 @@ class Mark:
     def __init__(self, device: torch.device) -> None:
         self.event: torch.cuda.Event | None = None
         if device.type == "cuda":
-            self.event = torch.cuda.Event(enable_timing=True)
+            self.event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             self.event.record(torch.cuda.current_stream(device))
         elif device.type == "mps":
             torch.mps.synchronize()
@@ -26,7 +26,7 @@ class Mark:
 
     def reached(self) -> bool:
         """Whether the device has come this far; never waits."""
-        return self.event is None or self.event.query()
+        return self.event is None or bool(self.event.query())  # type: ignore[no-untyped-call]
 
     def wait(self) -> None:
         """Wait until the device has come this far."""
@@ -37,7 +37,7 @@ class Mark:
         """Device seconds from `earlier` to this mark, idle gaps included; both must have been reached."""
         if self.event is None or earlier.event is None:
             return self.wall - earlier.wall
-        return earlier.event.elapsed_time(self.event) / 1000
+        return float(earlier.event.elapsed_time(self.event)) / 1000
 
 
 def process_age() -> float:

@@ -11,12 +11,20 @@ import sys
 import threading
 from collections.abc import Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TransferSpeedColumn,
+)
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -99,7 +107,7 @@ class View:
         """What came up since the last call, for a pipe or a file."""
         return ()
 
-    def __enter__(self) -> View:
+    def __enter__(self) -> Self:
         if not self.screen.quiet:
             if self.console.is_terminal:
                 self.live = Live(get_renderable=self.draw, console=self.console, auto_refresh=False)
@@ -107,7 +115,9 @@ class View:
             self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -142,7 +152,15 @@ class TrainView(View):
         self.status = status
 
     def headings(self) -> list[str]:
-        return ["epoch", f"{self.device} time", "images/s", "loss", "accuracy", "lr", *(["test"] if self.with_test else [])]
+        return [
+            "epoch",
+            f"{self.device} time",
+            "images/s",
+            "loss",
+            "accuracy",
+            "lr",
+            *(["test"] if self.with_test else []),
+        ]
 
     def row(self, epoch: Epoch) -> list[str]:
         cells = [
@@ -227,14 +245,12 @@ def facts(rows: Iterable[tuple[str, str]]) -> Table:
 
 def summary(result: Result, document: dict[str, Any], where: str) -> Table:
     """What a run reached, what it cost, and how to get it again."""
+    plain, parts = percent(result.accuracy_no_tta), (duration(result.epochs_s), duration(result.eval_s))
     versions = f"fastcifar {document['version']}, torch {document['torch']}"
     return facts(
         [
-            ("accuracy", f"{percent(result.accuracy)}  ({percent(result.accuracy_no_tta)} without test-time augmentation)"),
-            (
-                "train time",
-                f"{duration(result.train_s)}  (epochs {duration(result.epochs_s)}, evaluation {duration(result.eval_s)})",
-            ),
+            ("accuracy", f"{percent(result.accuracy)}  ({plain} without test-time augmentation)"),
+            ("train time", f"{duration(result.train_s)}  (epochs {parts[0]}, evaluation {parts[1]})"),
             ("setup, wall time", f"{duration(result.setup_s)}, {duration(result.wall_s)}"),
             ("speed", f"{document['tflops_per_s']:.3g} TFLOP/s over {document['flops']:.3g} operations"),
             ("peak memory", size(result.peak_memory)),

@@ -72,13 +72,15 @@ def home() -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"{folder} cannot be used: {error.strerror}; set FASTCIFAR_HOME to a folder of yours.") from None
+        raise DataError(
+            f"{folder} cannot be used: {error.strerror}; set FASTCIFAR_HOME to a folder of yours."
+        ) from None
     return folder
 
 
 def path_of(name: str) -> Path:
     """The file of a dataset; raises UsageError for a name that could not be a file's."""
-    if not name or name.startswith(".") or any(character in name for character in '/\\:\0'):
+    if not name or name.startswith(".") or any(character in name for character in "/\\:\0"):
         raise UsageError(f"'{name}' cannot be the name of a dataset: use letters, digits, '-' and '_'.")
     return home() / f"{name}.pt"
 
@@ -129,7 +131,7 @@ def check_shapes(dataset: Dataset) -> None:
 def digest_of(split: Split) -> str:
     """SHA-256 over the images in their order, each as one label byte and 3,072 pixel bytes (hexadecimal)."""
     rows = torch.cat([split.labels.to(torch.uint8)[:, None], split.images.flatten(1)], dim=1)
-    return hashlib.sha256(rows.numpy()).hexdigest()
+    return hashlib.sha256(rows.numpy().data).hexdigest()
 
 
 def combine(train: str, test: str) -> str:
@@ -149,7 +151,9 @@ def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(means), tuple(stds)
 
 
-def describe(name: str, classes: tuple[str, ...], train: Split, test: Split, source: str, published: bool = False) -> Dataset:
+def describe(
+    name: str, classes: tuple[str, ...], train: Split, test: Split, source: str, published: bool = False
+) -> Dataset:
     """A dataset with its digest and statistics; what hashes like CIFAR-10 is CIFAR-10, whatever it came in."""
     hashes = digest_of(train), digest_of(test)
     mean, std = statistics(train.images)
@@ -183,7 +187,9 @@ def download(name: str, url: str | None = None, progress: Progress = silent) -> 
     from fastcifar import fetch, importing
 
     if name not in PUBLISHED:
-        raise UsageError(f"Only {' and '.join(PUBLISHED)} can be downloaded: import '{name}' with --from PATH --name {name}.")
+        raise UsageError(
+            f"Only {' and '.join(PUBLISHED)} can be downloaded: import '{name}' with --from PATH --name {name}."
+        )
     facts = importing.published_facts(name)
     archive = home() / facts.archive
     with files.locked(home() / ".download.lock"):

@@ -60,13 +60,19 @@ def infer(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor, recipe:
 
 
 def _logits(
-    network: nn.Module, images: Tensor, index: Tensor, view: tuple[bool, int, float], mean: Tensor, std: Tensor, size: int
+    network: nn.Module,
+    images: Tensor,
+    index: Tensor,
+    view: tuple[bool, int, float],
+    mean: Tensor,
+    std: Tensor,
+    size: int,
 ) -> Tensor:
     """Logits (n, classes) of one view of the images at `index` (n,)."""
     mirrored, shift, _ = view
     dtype = next(network.parameters()).dtype
     parts = []
-    for part in index.split(size):
+    for part in torch.split(index, size):
         plan = Plan(
             part,
             flip=torch.ones_like(part, dtype=torch.bool) if mirrored else None,

@@ -7,6 +7,7 @@ import http.client
 import os
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from fastcifar.data import Progress, silent
@@ -41,14 +42,18 @@ def fetch(url: str, path: Path, md5: str, progress: Progress = silent) -> None:
     found = md5_of(part)
     if found != md5:
         part.unlink()
-        raise DataError(f"What {url} sent is not the published file (MD5 {found}, not {md5}): it was thrown away; {WAYS_OUT}.")
+        raise DataError(
+            f"What {url} sent is not the published file (MD5 {found}, not {md5}): it was thrown away; {WAYS_OUT}."
+        )
     os.replace(part, path)
 
 
 def stream(url: str, part: Path, progress: Progress) -> None:
     """Append what is missing of `url` to `part`; raises Broken where the stream ends before its time."""
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "fastcifar", **({"Range": f"bytes={have}-"} if have else {})})
+    request = urllib.request.Request(
+        url, headers={"User-Agent": "fastcifar", **({"Range": f"bytes={have}-"} if have else {})}
+    )
     try:
         response = urllib.request.urlopen(request, timeout=SILENCE)
     except urllib.error.HTTPError as error:
@@ -70,28 +75,31 @@ def stream(url: str, part: Path, progress: Progress) -> None:
 
 def write(response: http.client.HTTPResponse, part: Path, have: int, total: int | None, progress: Progress) -> None:
     """Copy the stream to the file from byte `have` on."""
+    progress("downloading", have, total)
     try:
-        file = open(part, "ab" if have else "wb")
-    except OSError as error:
-        raise DataError(f"{part} cannot be written: {error.strerror}; set FASTCIFAR_HOME to a folder of yours.") from None
-    with file:
-        while True:
-            progress("downloading", have, total)
-            try:
-                chunk = response.read1(CHUNK)
-            except TimeoutError:
-                raise Broken(f"stalled: nothing came for {SILENCE:g} seconds") from None
-            except (OSError, http.client.HTTPException):
-                chunk = b""
-            if not chunk:
-                break
-            try:
+        with open(part, "ab" if have else "wb") as file:
+            for chunk in chunks(response):
                 file.write(chunk)
-            except OSError as error:
-                raise DataError(f"{part} cannot be written: {error.strerror}; make room or set FASTCIFAR_HOME.") from None
-            have += len(chunk)
+                have += len(chunk)
+                progress("downloading", have, total)
+    except OSError as error:
+        raise DataError(f"{part} cannot be written: {error.strerror}; make room, or set FASTCIFAR_HOME.") from None
     if total is not None and have < total:
         raise Broken("broke off")
+
+
+def chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """What comes, as it comes; a connection that breaks ends it like the end of the stream."""
+    while True:
+        try:
+            chunk = response.read1(CHUNK)
+        except TimeoutError:
+            raise Broken(f"stalled: nothing came for {SILENCE:g} seconds") from None
+        except (OSError, http.client.HTTPException):
+            return
+        if not chunk:
+            return
+        yield chunk
 
 
 def md5_of(path: Path) -> str:

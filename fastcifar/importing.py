@@ -5,6 +5,7 @@ A pickle is read only where its checksum is the published one: unpickling anythi
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import pickle
@@ -27,6 +28,7 @@ from fastcifar.fetch import md5_of
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 SIDE = 32
+CHUNK = 500  # files a thread reads between two signs of progress
 CONVERT = "convert it, for example with `magick IN -resize 32x32! -type TrueColor OUT`"
 
 
@@ -105,11 +107,13 @@ def read_members(path: Path) -> dict[str, bytes]:
             for member in archive:
                 inside = PurePosixPath(member.name)
                 if inside.is_absolute() or ".." in inside.parts:
-                    raise DataError(f"{path} has a member that climbs out of its folder ({member.name}): it is not to be trusted.")
+                    raise DataError(
+                        f"{path} has a member that climbs out of its folder ({member.name}): it is not to be trusted."
+                    )
                 if member.isfile() and (file := archive.extractfile(member)) is not None:
                     members[inside.name] = file.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise DataError(f"{path} is not an archive that can be read ({error}).") from None
+    except (tarfile.TarError, EOFError, OSError):
+        raise DataError(f"{path} is not an archive that can be read: get it anew.") from None
     return members
 
 
@@ -155,7 +159,8 @@ def read_batches(dataset: str, get: Callable[[str], bytes], source: str, progres
             done += 1
             progress("reading batches", done, total)
         splits.append(in_order(names, labels, np.concatenate(pixels).reshape(-1, 3, SIDE, SIDE)))
-    return data.describe(dataset, tuple(meta[facts.classes_key]), *splits, source=source, published=True)
+    train, test = splits
+    return data.describe(dataset, tuple(meta[facts.classes_key]), train, test, source, published=True)
 
 
 def in_order(names: Iterable[str], labels: Iterable[int], pixels: np.ndarray) -> Split:
@@ -174,25 +179,34 @@ def read_image_folder(root: Path, name: str, progress: Progress) -> Dataset:
     """`root/train/<class>/*` and `root/test/<class>/*`: PNG, JPEG or WebP files of 32x32 RGB pixels."""
     classes = check_classes(root)
     listing = {split: list_images(root / split, classes) for split in ("train", "test")}
-    total, done = sum(map(len, listing.values())), 0
-    splits = []
+    both = [*listing["train"], *listing["test"]]
+    pixels = read_all([path for path, _ in both], progress)
+    names, labels = [path.name for path, _ in both], [label for _, label in both]
+    end = len(listing["train"])
+    train = in_order(names[:end], labels[:end], pixels[:end])
+    test = in_order(names[end:], labels[end:], pixels[end:])
+    found = data.describe(name, tuple(classes), train, test, str(root))
+    # Its content says what it is, whatever the folder is called.
+    return dataclasses.replace(found, name="cifar10") if found.published else found
+
+
+def read_all(paths: list[Path], progress: Progress) -> np.ndarray:
+    """The pixels of all files, uint8 (N, 3, 32, 32), read by as many threads as there are processors."""
+    pixels = np.empty((len(paths), 3, SIDE, SIDE), dtype=np.uint8)
+
+    def read_chunk(start: int) -> int:
+        for i in range(start, min(start + CHUNK, len(paths))):
+            pixels[i] = read_pixels(paths[i])
+        return min(start + CHUNK, len(paths))
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for files in listing.values():
-            pixels = np.empty((len(files), 3, SIDE, SIDE), dtype=np.uint8)
-            chunks = [range(start, min(start + 500, len(files))) for start in range(0, len(files), 500)]
-            try:
-                for chunk, part in zip(chunks, pool.map(lambda c: [read_pixels(files[i][0]) for i in c], chunks), strict=True):
-                    pixels[chunk.start : chunk.stop] = part
-                    done += len(chunk)
-                    progress("reading images", done, total)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-            splits.append(in_order((path.name for path, _ in files), (label for _, label in files), pixels))
-    found = data.describe(name, tuple(classes), *splits, source=str(root))
-    if found.published:  # its content says what it is, whatever the folder is called
-        found = Dataset(**{**vars(found), "name": "cifar10"})
-    return found
+        try:
+            for done in pool.map(read_chunk, range(0, len(paths), CHUNK)):
+                progress("reading images", done, len(paths))
+        except BaseException:  # a bad file or Ctrl-C: do not read the rest first
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return pixels
 
 
 def check_classes(root: Path) -> list[str]:
@@ -200,11 +214,17 @@ def check_classes(root: Path) -> list[str]:
     found = {}
     for split in ("train", "test"):
         if not (root / split).is_dir():
-            raise DataError(f"{root} has no '{split}' folder: an image folder holds train/<class>/* and test/<class>/*.")
-        found[split] = {path.name for path in (root / split).iterdir() if path.is_dir() and not path.name.startswith(".")}
+            raise DataError(
+                f"{root} has no '{split}' folder: an image folder holds train/<class>/* and test/<class>/*."
+            )
+        found[split] = {
+            path.name for path in (root / split).iterdir() if path.is_dir() and not path.name.startswith(".")
+        }
     for one, other in (("train", "test"), ("test", "train")):
         if missing := sorted(found[one] - found[other]):
-            raise DataError(f"{root} has the class '{missing[0]}' in '{one}' but not in '{other}': both need the same classes.")
+            raise DataError(
+                f"{root} has the class '{missing[0]}' in '{one}' but not in '{other}': both need the same classes."
+            )
     if not 2 <= len(found["train"]) <= data.MOST_CLASSES:
         raise DataError(f"{root}/train holds {len(found['train'])} class folders: 2 to {data.MOST_CLASSES} are needed.")
     return sorted(found["train"])
@@ -228,7 +248,12 @@ def read_pixels(path: Path) -> np.ndarray:
             if picture.size != (SIDE, SIDE):
                 raise DataError(f"{path} is {picture.width}x{picture.height} pixels, not 32x32: {CONVERT}.")
             if picture.mode != "RGB":
-                kinds = {"L": "greyscale", "P": "a palette image", "RGBA": "RGB with transparency", "1": "black and white"}
+                kinds = {
+                    "L": "greyscale",
+                    "P": "a palette image",
+                    "RGBA": "RGB with transparency",
+                    "1": "black and white",
+                }
                 raise DataError(f"{path} is {kinds.get(picture.mode, picture.mode)}, not RGB: {CONVERT}.")
             return np.asarray(picture).transpose(2, 0, 1)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):

@@ -71,9 +71,13 @@ def from_files(paths: list[Path], model: Model) -> Subject:
         if classes:
             unknown = [name for name in classes if name not in model.classes]
             if unknown:
-                raise DataError(f"Folder {root / unknown[0]} is no class of this network; {nearest(unknown[0], model.classes)}")
+                raise DataError(
+                    f"Folder {root / unknown[0]} is no class of this network; {nearest(unknown[0], model.classes)}"
+                )
             files = [(path, model.classes.index(name)) for name in classes for path in images_in(root / name)]
-            return Subject(str(root), read_all([path for path, _ in files]), torch.tensor([label for _, label in files]))
+            return Subject(
+                str(root), read_all([path for path, _ in files]), torch.tensor([label for _, label in files])
+            )
         paths = images_in(root)
     elif folders:
         raise UsageError(f"{folders[0]} is a folder: give one folder, or single image files.")
@@ -99,8 +103,8 @@ def read_image(path: Path) -> Tensor:
     An image of 32x32 pixels keeps every pixel. Raises DataError for a file that is missing or no image.
     """
     try:
-        with Image.open(path) as picture:
-            picture = picture.convert("RGB")
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
             side = min(picture.size)
             left, top = (picture.width - side) // 2, (picture.height - side) // 2
             if (side, picture.size) != (SIDE, (SIDE, SIDE)):

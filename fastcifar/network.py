@@ -48,7 +48,14 @@ class BatchNorm(nn.BatchNorm2d):
         # Laid out as (ghost, groups * C, H, W), plain batch norm keeps the groups apart.
         grouped = x.reshape(self.ghost, groups * x.size(1), *x.shape[2:])
         y = F.batch_norm(
-            grouped, mean, var, self.weight.repeat(groups), self.bias.repeat(groups), True, self.momentum or 0.0, self.eps
+            grouped,
+            mean,
+            var,
+            self.weight.repeat(groups),
+            self.bias.repeat(groups),
+            True,
+            self.momentum or 0.0,
+            self.eps,
         )
         with torch.no_grad():
             self.running_mean.copy_(mean.view(groups, -1).mean(0))
@@ -217,7 +224,7 @@ def patch_covariance(images: Tensor, kernel: int, centered: bool) -> Tensor:
     total = torch.zeros(size, dtype=torch.float32, device=images.device)
     moment = torch.zeros(size, size, dtype=torch.float32, device=images.device)
     count = 0
-    for chunk in images.split(COVARIANCE_CHUNK):
+    for chunk in torch.split(images, COVARIANCE_CHUNK):
         patches = F.unfold(chunk.float(), kernel).transpose(1, 2).reshape(-1, size)
         moment += patches.T @ patches / len(patches) * len(chunk)
         total += patches.mean(0) * len(chunk)

@@ -275,7 +275,7 @@ def _build(cls: type[Any], tree: Any, where: str, prefix: str) -> Any:
             raise UsageError(f"In {where}, there is no {what} '{prefix}{key}'; {nearest(key, fields)}")
         name = prefix + key
         if dataclasses.is_dataclass(kinds[key]):
-            values[key] = _build(kinds[key], value, where, name + ".")  # type: ignore[arg-type]
+            values[key] = _build(kinds[key], value, where, name + ".")
         else:
             values[key] = _convert(kinds[key], value, where, name)
             _check_range(values[key], fields[key].metadata, where, name)
@@ -314,7 +314,11 @@ def _describe(kind: Any) -> str:
 def _check_range(value: Any, limits: Mapping[str, Any], where: str, name: str) -> None:
     for item in value if isinstance(value, tuple) else (value,):
         if limits and not limits["low"] <= item <= limits["high"]:
-            bound = f"at least {limits['low']:g}" if limits["high"] == math.inf else f"in {limits['low']:,g}..{limits['high']:,g}"
+            bound = (
+                f"at least {limits['low']:g}"
+                if limits["high"] == math.inf
+                else f"in {limits['low']:,g}..{limits['high']:,g}"
+            )
             raise UsageError(f"In {where}, '{name}' is {item:g}, but must be {bound}.")
 
 
@@ -331,8 +335,9 @@ def _check_whole(recipe: Recipe, where: str) -> None:
         raise UsageError(f"In {where}, 'optimizer.filters.newton_schulz' needs three numbers [a, b, c] an iteration.")
     if any(value < 1 for _, value in filters.renormalize):
         raise UsageError(f"In {where}, 'optimizer.filters.renormalize' must be at least 1 everywhere.")
-    schedules = {f"{item.name}.schedule": getattr(recipe.optimizer, item.name).schedule
-                 for item in dataclasses.fields(Optimizer)}
+    schedules = {
+        f"{item.name}.schedule": getattr(recipe.optimizer, item.name).schedule for item in dataclasses.fields(Optimizer)
+    }
     for name, points in {**schedules, "filters.renormalize": filters.renormalize}.items():
         if problem := schedule.check(points):
             raise UsageError(f"In {where}, 'optimizer.{name}' {problem}.")

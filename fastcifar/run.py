@@ -32,7 +32,9 @@ class Run:
 
     def __post_init__(self) -> None:
         data = self.dataset
-        self.operations = operations.count(self.recipe, len(data.classes), len(data.train.images), len(data.test.images))
+        self.operations = operations.count(
+            self.recipe, len(data.classes), len(data.train.images), len(data.test.images)
+        )
 
     def introduction(self) -> str:
         """One line before the start: recipe, device, operations, time expected (judged by a rehearsal)."""

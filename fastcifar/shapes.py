@@ -123,4 +123,5 @@ def shape(kind: str, down: np.ndarray, right: np.ndarray, radius: np.ndarray) ->
         "stripes": lambda: within & (down % 4 < 2),
         "triangle": lambda: within & (2 * wide <= down + radius),
     }
-    return masks[kind]()
+    covered: np.ndarray = masks[kind]()
+    return covered

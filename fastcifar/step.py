@@ -45,8 +45,8 @@ def total_steps(recipe: Recipe, images: int) -> int:
 
 def build_network(recipe: Recipe, classes: int, device: torch.device) -> Network:
     """The recipe's network on the device, in its precision and channels-last memory, weights unset."""
-    network = Network(recipe.network, classes).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.to(precision(recipe, device))
+    network = Network(recipe.network, classes)
+    network.to(device=device, dtype=precision(recipe, device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.network.norm.precision == "float32":
         for module in network.modules():
             if isinstance(module, BatchNorm):
@@ -90,9 +90,7 @@ class Training:
         """Set the whitening from a random sample of training images, as they are."""
         count = min(self.recipe.network.whiten.images, len(self.images))
         sample = torch.randperm(len(self.images), generator=self.generator, device=self.device)[:count]
-        self.network.set_whitening(
-            render(self.images, Plan(sample), self.mean, self.std, torch.float32)
-        )
+        self.network.set_whitening(render(self.images, Plan(sample), self.mean, self.std, torch.float32))
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """The images and labels of the current step; the first step of an epoch draws the epoch's plan."""

@@ -59,7 +59,13 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
 
 
 def save_checkpoint(
-    path: Path, recipe: Recipe, network: Network, dataset: Dataset, seed: int, device: torch.device, metrics: dict[str, Any]
+    path: Path,
+    recipe: Recipe,
+    network: Network,
+    dataset: Dataset,
+    seed: int,
+    device: torch.device,
+    metrics: dict[str, Any],
 ) -> None:
     """The trained weights with all that is needed to use them and to know where they came from."""
     files.save_tensors(
@@ -104,4 +110,3 @@ def network_of(tree: dict[str, Any], device: torch.device) -> Network:
 def remove_state(folder: Path) -> None:
     """Drop the state to go on from, once the run is finished."""
     (folder / STATE).unlink(missing_ok=True)
-

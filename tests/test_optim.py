@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -74,7 +76,7 @@ def test_a_frozen_bias_has_no_gradient_and_does_not_move() -> None:
         assert (bias.grad is not None) == (step < STEPS // 2)
         optimizer.update(step)
         seen.append(bias.detach().clone())
-    moved = [not torch.equal(a, b) for a, b in zip(seen, seen[1:], strict=False)]
+    moved = [not torch.equal(a, b) for a, b in itertools.pairwise(seen)]
     assert moved == [True] * (STEPS // 2 - 1) + [False] * (STEPS // 2)
 
 

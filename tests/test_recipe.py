@@ -25,7 +25,9 @@ def test_the_recipes_of_the_design_are_there() -> None:
 
 
 def test_overrides_apply_in_order() -> None:
-    found = recipe.load("air94", ["training.epochs=4", "network.widths=[32, 64, 64]", "data.flip=random", "training.epochs=2.5"])
+    found = recipe.load(
+        "air94", ["training.epochs=4", "network.widths=[32, 64, 64]", "data.flip=random", "training.epochs=2.5"]
+    )
     assert (found.training.epochs, found.network.widths, found.data.flip) == (2.5, (32, 64, 64), "random")
     assert found.optimizer == recipe.load("air94").optimizer
 

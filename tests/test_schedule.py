@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from fastcifar import schedule
 
-points_strategy = st.lists(st.tuples(st.floats(0, 1), st.floats(-5, 5)), min_size=1, max_size=6, unique_by=lambda p: p[0]).map(
-    lambda points: tuple(sorted(points))
-)
+points_strategy = st.lists(
+    st.tuples(st.floats(0, 1), st.floats(-5, 5)), min_size=1, max_size=6, unique_by=lambda p: p[0]
+).map(lambda points: tuple(sorted(points)))
 
 
 @given(points_strategy, st.floats(0, 1))

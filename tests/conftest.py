@@ -1,0 +1,159 @@
+"""What tests share: a home of their own, the command line as a real process, small datasets in every packaging."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from hashlib import md5
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastcifar import importing
+
+SHARED = Path(os.environ.get("FASTCIFAR_SHARED", Path(__file__).resolve().parents[2] / "shared" / "cifar10"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty FASTCIFAR_HOME."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("FASTCIFAR_HOME", str(folder))
+    return folder
+
+
+@dataclass
+class Finished:
+    """What a process left: exit code and both outputs."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+
+Cli = Callable[..., Finished]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Run `fastcifar` as a process of its own in an empty folder, its output in pipes."""
+
+    def run(*arguments: str | Path, **environment: str) -> Finished:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastcifar", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            timeout=300,
+        )
+        assert "\x1b" not in done.stdout + done.stderr, "control codes in a pipe"
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cifar10_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home that holds the real CIFAR-10, imported once from an image folder."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the real images are not here ({SHARED})")
+    root = tmp_path_factory.mktemp("real")
+    subprocess.run([sys.executable, SHARED / "unpack.py", root / "png"], check=True, capture_output=True)
+    environment = {**os.environ, "FASTCIFAR_HOME": str(root / "home")}
+    command = [sys.executable, "-m", "fastcifar", "download", "--from", str(root / "png"), "--quiet"]
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    return root / "home"
+
+
+def make_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 3, suffix: str = ".png") -> Path:
+    """An image folder of random 32x32 images."""
+    random = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in classes:
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / split / name / f"{name}_s_{i:06d}{suffix}")
+    return root
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    return make_folder(tmp_path / "pets")
+
+
+@dataclass
+class Official:
+    """A small dataset in the official packaging, and the folder and archive it lies in."""
+
+    folder: Path
+    archive: Path
+    facts: importing.Published
+
+
+@pytest.fixture
+def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Official]:
+    """Two training batches and a test batch of random images, with their checksums in torchvision's place."""
+    random = np.random.default_rng(1)
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    sums: dict[str, str] = {}
+
+    def put(name: str, tree: dict[str, Any]) -> None:
+        content = pickle.dumps(tree)
+        (folder / name).write_bytes(content)
+        sums[name] = md5(content).hexdigest()
+
+    for batch in ("data_batch_1", "data_batch_2", "test_batch"):
+        labels = random.integers(0, 3, 20).tolist()
+        names = [f"kind{label}_s_{number:06d}.png" for label, number in zip(labels, random.permutation(10**6), strict=False)]
+        put(batch, {"data": random.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": labels, "filenames": names})
+    put("batches.meta", {"label_names": ["kind0", "kind1", "kind2"]})
+    archive = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, arcname=folder.name)
+    facts = importing.Published(
+        url="http://127.0.0.1:9/cifar-10-python.tar.gz",
+        archive=archive.name,
+        archive_md5=md5(archive.read_bytes()).hexdigest(),
+        train={name: sums[name] for name in ("data_batch_1", "data_batch_2")},
+        test={"test_batch": sums["test_batch"]},
+        meta={"batches.meta": sums["batches.meta"]},
+        classes_key="label_names",
+        labels_key="labels",
+    )
+    monkeypatch.setattr(importing, "published_facts", lambda name: facts)
+    yield Official(folder, archive, facts)
+
+
+def tar_of(path: Path, members: dict[str, bytes]) -> Path:
+    """A gzipped tar archive with these members."""
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
