@@ -51,11 +51,9 @@ def fetch(url: str, path: Path, md5: str, progress: Progress = silent) -> None:
 def stream(url: str, part: Path, progress: Progress) -> None:
     """Append what is missing of `url` to `part`; raises Broken where the stream ends before its time."""
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(
-        url, headers={"User-Agent": "fastcifar", **({"Range": f"bytes={have}-"} if have else {})}
-    )
+    headers = {"User-Agent": "fastcifar", **({"Range": f"bytes={have}-"} if have else {})}
     try:
-        response = urllib.request.urlopen(request, timeout=SILENCE)
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=SILENCE)
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing is missing, or the part is of another file: the checksum tells
             return

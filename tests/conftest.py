@@ -129,7 +129,9 @@ def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Offici
 
     for batch in ("data_batch_1", "data_batch_2", "test_batch"):
         labels = random.integers(0, 3, 20).tolist()
-        names = [f"kind{label}_s_{number:06d}.png" for label, number in zip(labels, random.permutation(10**6), strict=False)]
+        names = [
+            f"kind{label}_s_{number:06d}.png" for label, number in zip(labels, random.permutation(10**6), strict=False)
+        ]
         put(batch, {"data": random.integers(0, 256, (20, 3072), dtype=np.uint8), "labels": labels, "filenames": names})
     put("batches.meta", {"label_names": ["kind0", "kind1", "kind2"]})
     archive = tmp_path / "cifar-10-python.tar.gz"

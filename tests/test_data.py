@@ -49,13 +49,17 @@ def test_the_order_is_that_of_file_names_whatever_the_class_or_ending(tmp_path: 
             (tmp_path / "zoo" / split / name).mkdir(parents=True)
             for number in numbers:
                 image = Image.fromarray(np.full((32, 32, 3), number, dtype=np.uint8))
-                image.save(tmp_path / "zoo" / split / name / f"x_{number}.{'webp' if number % 2 else 'png'}", lossless=True)
+                image.save(
+                    tmp_path / "zoo" / split / name / f"x_{number}.{'webp' if number % 2 else 'png'}", lossless=True
+                )
     found = data.import_from(tmp_path / "zoo")
     assert found.train.images[:, 0, 0, 0].tolist() == [1, 2, 3, 4]
     assert found.train.labels.tolist() == [1, 0, 1, 0]
 
 
-def test_archive_and_folder_give_the_same_tensors(official: Official, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archive_and_folder_give_the_same_tensors(
+    official: Official, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from_archive = data.import_from(official.archive)
     monkeypatch.setenv("FASTCIFAR_HOME", str(tmp_path / "other"))
     from_folder = data.import_from(official.folder)
@@ -153,7 +157,9 @@ def test_a_member_that_climbs_out(
     assert not (tmp_path / "outside").exists() and not Path("/tmp/outside").exists()
 
 
-def test_a_file_that_is_no_archive(official: Official, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_no_archive(
+    official: Official, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "text").write_text("hello")
     refuse(with_checksum_of(official, tmp_path / "text", monkeypatch), "not an archive", home)
 
@@ -390,5 +396,3 @@ def test_a_linear_classifier_cannot_tell_shapes() -> None:
             optimizer.step()
     test = found.test.images.flatten(1).float() / 255 - 0.5
     assert float((layer(test).argmax(1) == found.test.labels).float().mean()) < 0.6
-
-

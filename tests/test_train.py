@@ -1,0 +1,285 @@
+"""Training: the whole way from a dataset to an accuracy, interruptions included."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Cli
+
+import fastcifar
+from fastcifar import data, evaluate, recipe, trainer
+from fastcifar.data import Dataset, Split
+from fastcifar.errors import MachineError
+from fastcifar.loader import Plan, render
+from fastcifar.machine import memory_errors
+from fastcifar.recipe import Recipe
+from fastcifar.step import Training, step
+
+CPU = torch.device("cpu")
+SMALL = ["network.widths=[8, 8, 8]", "training.epochs=2.5", "training.batch_size=100", "network.whiten.images=200"]
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    """The first thousand embedded images."""
+    whole = data.load("shapes")
+    cut = [Split(part.images[:count], part.labels[:count]) for part, count in ((whole.train, 1000), (whole.test, 300))]
+    return dataclasses.replace(whole, train=cut[0], test=cut[1])
+
+
+def train(found: Recipe, dataset: Dataset, seed: int = 0, **options: object) -> tuple[Training, trainer.Result]:
+    training = Training(found, dataset, CPU, seed)
+    return training, trainer.train(training, dataset, **options)  # type: ignore[arg-type]
+
+
+def same(one: Training, other: Training) -> bool:
+    pairs = zip(one.network.state_dict().values(), other.network.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_run_counts_and_times_what_it_says(dataset: Dataset) -> None:
+    seen: list[tuple[str, int]] = []
+    found = recipe.load("tiny", SMALL)
+    training, result = train(
+        found, dataset, eval_every=1, on_change=lambda status: seen.append((status.stage, status.steps_done))
+    )
+    assert training.total_steps == 25 and training.step == 25
+    assert [epoch.epoch for epoch in result.epochs] == [1, 2, 3]
+    assert all(epoch.test_accuracy is not None and math.isfinite(epoch.train_loss) for epoch in result.epochs)
+    assert result.epochs_s == pytest.approx(sum(epoch.device_s for epoch in result.epochs))
+    assert result.epochs_s + result.eval_s <= result.train_s <= result.wall_s
+    assert seen[-1] == ("done", 25) and ("evaluating", 25) in seen
+    assert [done for _, done in seen] == sorted(done for _, done in seen)
+    assert 0 < result.peak_memory < 8 * 2**30
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(dataset: Dataset) -> None:
+    found = recipe.load("hive94", [*SMALL, "data.cutout=8", "ema.start=0.5"])
+    (one, first), (two, second), (other, _) = (train(found, dataset, seed) for seed in (5, 5, 6))
+    assert same(one, two) and first.accuracy == second.accuracy
+    assert not same(one, other)
+
+
+@pytest.mark.parametrize("name", ["hlb", "air94"])
+def test_a_resumed_run_ends_as_one_never_interrupted(name: str, dataset: Dataset) -> None:
+    found = recipe.load(name, [*SMALL, "ema.start=0.3", "optimizer.whiten_bias.schedule=[[0, 1], [0.5, 0]]"])
+    states: list[dict[str, object]] = []
+    straight, result = train(found, dataset, save=lambda state: states.append(_copied(state)))
+    assert len(states) == 2
+    for state in states:
+        resumed, again = train(found, dataset, saved=state)
+        assert same(straight, resumed)
+        assert (again.accuracy, again.accuracy_no_tta) == (result.accuracy, result.accuracy_no_tta)
+        assert [e.train_loss for e in again.epochs] == [e.train_loss for e in result.epochs]
+
+
+def _copied(state: dict[str, object]) -> dict[str, object]:
+    """As it would come back from disk."""
+    import io
+
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded: dict[str, object] = torch.load(file, weights_only=True)
+    return loaded
+
+
+def test_a_loss_that_explodes_ends_the_run(dataset: Dataset) -> None:
+    found = recipe.load("tiny", [*SMALL, "optimizer.head.lr=1e30", "optimizer.filters.lr=1e30"])
+    with pytest.raises(MachineError, match="loss is not finite.*lower"):
+        train(found, dataset)
+
+
+def test_running_out_of_memory_says_what_to_try() -> None:
+    with pytest.raises(MachineError, match=r"Out of memory.*batch_size=500"), memory_errors(CPU, 1000):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="shape"), memory_errors(CPU, 1000):
+        torch.zeros(2) @ torch.zeros(3)
+
+
+def test_evaluating_in_between_changes_nothing(dataset: Dataset) -> None:
+    found = recipe.load("tiny", SMALL)
+    assert same(train(found, dataset)[0], train(found, dataset, eval_every=1)[0])
+
+
+def test_a_rehearsal_leaves_the_run_alone(dataset: Dataset) -> None:
+    found = recipe.load("tiny", SMALL)
+    plain, _ = train(found, dataset)
+    training = Training(found, dataset, CPU, 0)
+    assert trainer.rehearse(found, dataset, CPU) > 0
+    trainer.train(training, dataset)
+    assert same(plain, training)
+
+
+def test_the_loop_does_not_wait_for_a_slow_reader(dataset: Dataset) -> None:
+    """The view's thread may hang in a write for ever: the callback only keeps the state."""
+    from fastcifar.console import Screen, TrainView
+
+    view = TrainView(Screen(), "CPU", False)
+    _, result = train(recipe.load("tiny", SMALL), dataset, on_change=view.update)  # its thread never runs
+    assert len(result.epochs) == 3 and view.status is not None and view.status.stage == "done"
+
+
+# ------------------------------------------------------------------------------------------------------- evaluation
+
+
+def plain_views(
+    network: torch.nn.Module, images: torch.Tensor, weights: tuple[float, float], kind: str
+) -> torch.Tensor:
+    """Test-time augmentation as airbench does it, on normalised images."""
+
+    def mirrored(x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * network(x) + 0.5 * network(x.flip(-1))
+
+    if kind == "flip":
+        return mirrored(images)
+    padded = torch.nn.functional.pad(images, (1,) * 4, "reflect")
+    shifted = 0.5 * mirrored(padded[:, :, 0:32, 0:32]) + 0.5 * mirrored(padded[:, :, 2:34, 2:34])
+    return weights[0] * mirrored(images) + weights[1] * shifted
+
+
+@pytest.mark.parametrize(("kind", "shifted"), [("none", 0.5), ("flip", 0.5), ("full", 0.5), ("full", 2 / 3)])
+@pytest.mark.parametrize("uncertain", [1.0, 0.25])
+@torch.no_grad()
+def test_views_are_the_anchors_views(kind: str, shifted: float, uncertain: float, dataset: Dataset) -> None:
+    training = Training(recipe.load("tiny", SMALL), dataset, CPU, 0)
+    training.whiten()
+    training.network.eval()
+    images = dataset.test.images[:80]
+    settings = recipe.Evaluation(views=kind, shifted_weight=shifted, uncertain=uncertain, batch_size=32)  # type: ignore[arg-type]
+    found = evaluate.infer(training.network, images, training.mean, training.std, settings)
+    normal = render(images, Plan(torch.arange(80)), training.mean, training.std, torch.float32)
+    plain = training.network(normal)
+    expected = plain if kind == "none" else plain_views(training.network, normal, (1 - shifted, shifted), kind)
+    least = plain.softmax(1).amax(1).argsort()[: int(uncertain * 80)]
+    mixed = plain.clone()
+    mixed[least] = expected[least]
+    torch.testing.assert_close(found.plain, plain, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.averaged, mixed, atol=1e-5, rtol=1e-4)
+    assert evaluate.evaluations(settings, 80) == 80 + (evaluate.VIEWS[kind] - 1) * len(least)
+
+
+def test_confusion_and_per_class_count_every_image() -> None:
+    logits = torch.eye(3)[[0, 1, 1, 2, 0]]
+    labels = torch.tensor([0, 1, 2, 2, 1])
+    assert evaluate.confusion(logits, labels) == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    assert evaluate.per_class(logits, labels) == [1.0, 0.5, 0.5]
+    assert evaluate.accuracy(logits, labels) == 0.6
+
+
+# ------------------------------------------------------------------------------------------------------ real images
+
+
+def test_the_real_images_can_be_learned(cifar10_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrow network on 10,000 real images: far above the 10 % of chance within seconds."""
+    monkeypatch.setenv("FASTCIFAR_HOME", str(cifar10_home))
+    whole = data.load("cifar10")
+    part = Split(whole.train.images[:10_000], whole.train.labels[:10_000])
+    test = Split(whole.test.images[:2000], whole.test.labels[:2000])
+    found = recipe.load("tiny", ["training.epochs=3", "evaluation.views=flip"])
+    _, result = train(found, dataclasses.replace(whole, train=part, test=test))
+    assert result.accuracy > 0.55
+    assert result.epochs[-1].train_loss < result.epochs[0].train_loss
+
+
+# ------------------------------------------------------------------------------------------------- the whole process
+
+
+TRAIN = ["train", "tiny", "--dataset", "shapes", "--threads", "1", *(part for s in SMALL[:1] for part in ("--set", s))]
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fastcifar", *TRAIN, "--out", str(folder), *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_run_broken_off_goes_on_to_the_very_result(how: signal.Signals, cli: Cli, tmp_path: Path) -> None:
+    whole = cli(*TRAIN, "--out", "whole", "--json").document
+    folder = tmp_path / "broken"
+    process = start(folder)
+    wait_for((folder / "state.pt").exists)
+    process.send_signal(how)
+    _, err = process.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert f"fastcifar train --resume {folder}" in err and "Traceback" not in err
+    assert not (folder / "checkpoint.pt").exists()
+    resumed = cli("train", "--resume", folder, "--json")
+    assert resumed.code == 0, resumed.err
+    for key in ("accuracy", "accuracy_no_tta", "recipe", "seed", "flops"):
+        assert resumed.document[key] == whole[key]
+    one, other = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (tmp_path / "whole", folder))
+    assert all(torch.equal(one["weights"][key], other["weights"][key]) for key in one["weights"])
+    assert not (folder / "state.pt").exists()
+
+
+def test_train_eval_and_load_agree(cli: Cli, tmp_path: Path) -> None:
+    done = cli(*TRAIN, "--out", "run", "--json", "--target", "99.9", "--eval-every", "2")
+    assert done.code == 5 and "below the target" in done.err
+    found = done.document
+    expected = "recipe dataset seed engine accuracy accuracy_no_tta train_s epochs_s eval_s setup_s wall_s flops"
+    expected += " tflops_per_s peak_memory epochs checkpoint command version torch device"
+    assert set(expected.split()) <= set(found)
+    assert [epoch["test_accuracy"] is None for epoch in found["epochs"]] == [True, False, True, False]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["accuracy"] == found["accuracy"]
+
+    judged = cli("eval", "run", "--json", "--per-class", "--confusion", "--threads", "1").document
+    assert judged["accuracy"] == found["accuracy"]
+    assert sum(map(sum, judged["confusion"])) == judged["images"] == 2000
+    assert (
+        cli("eval", "run", "--tta", "none", "--json", "--threads", "1").document["accuracy"] == found["accuracy_no_tta"]
+    )
+
+    network = fastcifar.load(tmp_path / "run")
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert checkpoint["metrics"]["accuracy"] == found["accuracy"]
+    test = data.load("shapes").test
+    mean, std = (torch.tensor(checkpoint["dataset"][key]) for key in ("mean", "std"))
+    logits = network(render(test.images, Plan(torch.arange(2000)), mean, std, torch.float32))
+    assert evaluate.accuracy(logits, test.labels) == pytest.approx(found["accuracy_no_tta"], abs=0.002)
+
+
+@pytest.mark.gpu
+def test_steps_on_cuda_follow_those_on_the_cpu(dataset: Dataset) -> None:
+    found = recipe.load("tiny", [*SMALL, "training.precision=float32", "data.flip=none", "data.translate=0"])
+    trainings = [Training(found, dataset, device, 0) for device in (CPU, torch.device("cuda"))]
+    order = torch.randperm(1000)
+    for training in trainings:
+        training.network.set_whitening(
+            render(training.images, Plan(order[:200].to(training.device)), training.mean, training.std, torch.float32)
+        )
+        training.plan = Plan(order.to(training.device))
+        training.planner.plan = lambda epoch, plan=training.plan: plan  # type: ignore[method-assign, misc]
+        for _ in range(3):
+            step(training)
+    here, there = (training.network.state_dict() for training in trainings)
+    for key in here:
+        torch.testing.assert_close(here[key], there[key].cpu(), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["air94", "hive94", "hlb", "hlb-first"])
+def test_every_recipe_trains_on_cuda(name: str, dataset: Dataset) -> None:
+    found = recipe.load(name, ["training.epochs=3", "training.batch_size=128", "network.whiten.images=500"])
+    training = Training(found, dataset, torch.device("cuda"), 0)
+    result = trainer.train(training, dataset)
+    assert result.epochs[-1].train_loss < result.epochs[0].train_loss
+    assert result.train_s > 0
