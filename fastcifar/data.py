@@ -6,11 +6,13 @@ a folder. The SHA-256 of the content says whether it is the published dataset.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,7 +27,9 @@ EMBEDDED = "shapes"
 # Over the images in the order of their file names, each as one label byte and 3,072 pixel bytes.
 CIFAR10_TRAIN = "3f22cf621aef4f8ecb67009b5044c768c56b3a18fff11f905bcb787483970b57"
 CIFAR10_TEST = "89e0d8490166e2bd8b0cb83c22c94d530e6cbf02b2f4f26b1be6da8f3b24f76f"
-MOST_CLASSES = 256  # a label is one byte of the hash
+HASHES = {"cifar10": (CIFAR10_TRAIN, CIFAR10_TEST)}  # of content that is known by itself, whatever it came in
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MOST_CLASSES = 1000
 
 
 class MissingDataset(DataError):
@@ -85,6 +89,18 @@ def path_of(name: str) -> Path:
     return home() / f"{name}.pt"
 
 
+def names() -> list[str]:
+    """The datasets that can be loaded now: those in home, and the embedded one."""
+    return sorted({EMBEDDED, *(path.stem for path in home().glob("[!.]*.pt") if path.is_file())})
+
+
+def way_to(name: str) -> str:
+    """How to get the dataset of that name, as the end of a sentence."""
+    if name in PUBLISHED:
+        return f"`fastcifar download --dataset {name}` (with --url for a mirror, with --from PATH for files you have)"
+    return f"`fastcifar download --from PATH --name {name}`"
+
+
 def load(name: str) -> Dataset:
     """A dataset that is here, its images memory-mapped; header and shapes are checked, not every byte.
 
@@ -97,10 +113,10 @@ def load(name: str) -> Dataset:
     path = path_of(name)
     if not path.exists():
         raise MissingDataset(
-            f"Dataset '{name}' is not on this machine ({path}): get it with `fastcifar download`, import it with "
-            "`fastcifar download --from PATH`, or train on the embedded one with `--dataset shapes`."
+            f"Dataset '{name}' is not on this machine ({path}): get it with {way_to(name)}, or use the embedded one "
+            f"with `--dataset shapes`; here are: {', '.join(names())}."
         )
-    again = f"get it again with `fastcifar download` after `fastcifar download --remove --dataset {name}`"
+    again = f"get it again with {way_to(name)} after `fastcifar download --remove --dataset {name}`"
     try:
         tree = files.load_tensors(path, "dataset", mmap=True)
         dataset = Dataset(
@@ -110,7 +126,7 @@ def load(name: str) -> Dataset:
             Split(tree["test_images"], tree["test_labels"]),
             *(tree[key] for key in ("mean", "std", "digest", "published", "source")),
         )
-        check_shapes(dataset)
+        check(dataset)
     except DataError as error:
         raise DataError(f"{str(error).rstrip('.')}; {again}.") from None
     except (KeyError, TypeError, AttributeError, ValueError):
@@ -118,19 +134,30 @@ def load(name: str) -> Dataset:
     return dataset
 
 
-def check_shapes(dataset: Dataset) -> None:
-    """Raise ValueError where tensors are not of the shapes and types that belong in a dataset."""
+def check(dataset: Dataset) -> None:
+    """Raise ValueError where a value is not of the kind, shape or range that belongs in a dataset."""
+    if not all(isinstance(text, str) for text in (*dataset.classes, dataset.digest, dataset.source)):
+        raise ValueError("text")
+    if any(len(triple) != 3 or not all(isinstance(x, float) for x in triple) for triple in (dataset.mean, dataset.std)):
+        raise ValueError("statistics")
     for split in (dataset.train, dataset.test):
         count = len(split.labels)
         if split.images.shape != (count, 3, 32, 32) or split.images.dtype != torch.uint8 or count == 0:
             raise ValueError("images")
         if split.labels.dtype != torch.int64 or split.labels.ndim != 1:
             raise ValueError("labels")
+        if not 0 <= int(split.labels.min()) <= int(split.labels.max()) < len(dataset.classes):
+            raise ValueError("range of labels")
 
 
 def digest_of(split: Split) -> str:
-    """SHA-256 over the images in their order, each as one label byte and 3,072 pixel bytes (hexadecimal)."""
-    rows = torch.cat([split.labels.to(torch.uint8)[:, None], split.images.flatten(1)], dim=1)
+    """SHA-256 over the images in their order, each as one label byte and 3,072 pixel bytes (hexadecimal).
+
+    A label takes two bytes, the low one first, in a split that has labels above 255.
+    """
+    low, high = (split.labels % 256).to(torch.uint8), (split.labels // 256).to(torch.uint8)
+    label = torch.stack([low, high] if high.any() else [low], dim=1)
+    rows = torch.cat([label, split.images.flatten(1)], dim=1)
     return hashlib.sha256(rows.numpy().data).hexdigest()
 
 
@@ -157,8 +184,23 @@ def describe(
     """A dataset with its digest and statistics; what hashes like CIFAR-10 is CIFAR-10, whatever it came in."""
     hashes = digest_of(train), digest_of(test)
     mean, std = statistics(train.images)
-    published = published or hashes == (CIFAR10_TRAIN, CIFAR10_TEST)
+    if hashes == HASHES.get("cifar10"):
+        name, classes, published = "cifar10", CIFAR10_CLASSES, True
     return Dataset(name, classes, train, test, mean, std, combine(*hashes), published, source)
+
+
+@contextmanager
+def alone(lock: str) -> Iterator[None]:
+    """One process at a time in here; raises DataError where home cannot be written."""
+    path = home() / lock
+    with ExitStack() as held:
+        try:
+            held.enter_context(files.locked(path))
+        except OSError as error:
+            raise DataError(
+                f"{path} cannot be written: {error.strerror}; set FASTCIFAR_HOME to a folder of yours."
+            ) from None
+        yield
 
 
 def keep(dataset: Dataset) -> Dataset:
@@ -174,7 +216,7 @@ def keep(dataset: Dataset) -> Dataset:
     }
     if path.is_dir():
         raise DataError(f"{path} is a folder where the dataset should go: move it away.")
-    with files.locked(home() / ".lock"):
+    with alone(".lock"):
         files.save_tensors(path, "dataset", tree)
     return load(dataset.name)
 
@@ -186,18 +228,22 @@ def download(name: str, url: str | None = None, progress: Progress = silent) -> 
     """
     from fastcifar import fetch, importing
 
+    if name == EMBEDDED:
+        raise UsageError(f"'{name}' is part of fastcifar: nothing to download, use it with `--dataset {name}`.")
     if name not in PUBLISHED:
         raise UsageError(
             f"Only {' and '.join(PUBLISHED)} can be downloaded: import '{name}' with --from PATH --name {name}."
         )
     facts = importing.published_facts(name)
     archive = home() / facts.archive
-    with files.locked(home() / ".download.lock"):
-        if not path_of(name).exists():
-            fetch.fetch(url or facts.url, archive, facts.archive_md5, progress)
-            import_from(archive, name, None, progress)
-            archive.unlink(missing_ok=True)
-    return load(name)
+    address = url or facts.url
+    with alone(".download.lock"):
+        if path_of(name).exists():  # another process was quicker, or it was here before
+            return verify(name, progress)
+        fetch.fetch(address, archive, facts.archive_md5, progress)
+        found = keep(replace(importing.read(archive, name, None, progress), source=address))
+        archive.unlink(missing_ok=True)
+        return found
 
 
 def import_from(path: Path, dataset: str = "cifar10", name: str | None = None, progress: Progress = silent) -> Dataset:
@@ -208,6 +254,10 @@ def import_from(path: Path, dataset: str = "cifar10", name: str | None = None, p
     """
     from fastcifar import importing
 
+    if dataset not in PUBLISHED:
+        raise UsageError(f"With --from, --dataset is {' or '.join(PUBLISHED)}: name a dataset of your own with --name.")
+    if name is not None:
+        path_of(name)  # a name that cannot be is refused before a minute of reading
     found = importing.read(path, dataset, name, progress)
     if found.name in (*PUBLISHED, EMBEDDED) and not found.published:
         raise UsageError(f"{path} does not hold the published '{found.name}': keep it under a --name of its own.")
@@ -215,14 +265,14 @@ def import_from(path: Path, dataset: str = "cifar10", name: str | None = None, p
 
 
 def verify(name: str, progress: Progress = silent) -> Dataset:
-    """Hash the content of a dataset again; raises DataError where it is not what it was."""
+    """Hash the content of a dataset again; raises DataError where it is not what it was, or was published as."""
     dataset = load(name)
     progress("hashing", 0, 2)
     train = digest_of(dataset.train)
     progress("hashing", 1, 2)
     test = digest_of(dataset.test)
     progress("hashing", 2, 2)
-    if combine(train, test) != dataset.digest:
+    if combine(train, test) != dataset.digest or HASHES.get(name, (train, test)) != (train, test):
         raise DataError(
             f"{path_of(name)} is damaged, its content has changed: remove it with "
             f"`fastcifar download --remove --dataset {name}` and get it again."
@@ -234,7 +284,8 @@ def remove(name: str) -> list[Path]:
     """Remove a dataset and what is left of its download; returns what was removed."""
     from fastcifar import importing
 
-    candidates = [path_of(name)]
+    path = path_of(name)
+    candidates = [path, *path.parent.glob(f".{glob.escape(path.name)}.*.tmp")]  # of a process that was killed
     if name in PUBLISHED:
         archive = home() / importing.published_facts(name).archive
         candidates += [archive, archive.with_name(archive.name + ".part")]

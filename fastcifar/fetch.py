@@ -28,6 +28,8 @@ def fetch(url: str, path: Path, md5: str, progress: Progress = silent) -> None:
 
     Raises DataError where the server cannot be reached, stalls, refuses, or sends something else.
     """
+    if path.is_file() and md5_of(path) == md5:  # an earlier import was interrupted
+        return
     part = path.with_name(path.name + ".part")
     for _ in range(TRIES):
         before = part.stat().st_size if part.exists() else 0
@@ -87,14 +89,14 @@ def write(response: http.client.HTTPResponse, part: Path, have: int, total: int 
 
 
 def chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """What comes, as it comes; a connection that breaks ends it like the end of the stream."""
+    """What comes, as it comes; raises Broken where the connection breaks."""
     while True:
         try:
             chunk = response.read1(CHUNK)
         except TimeoutError:
             raise Broken(f"stalled: nothing came for {SILENCE:g} seconds") from None
         except (OSError, http.client.HTTPException):
-            return
+            raise Broken("broke off") from None
         if not chunk:
             return
         yield chunk

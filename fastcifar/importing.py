@@ -5,7 +5,6 @@ A pickle is read only where its checksum is the published one: unpickling anythi
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import pickle
@@ -66,7 +65,14 @@ def published_facts(name: str) -> Published:
 
 def read(path: Path, dataset: str, name: str | None, progress: Progress) -> Dataset:
     """The dataset at `path`, in whatever packaging; raises DataError for what cannot be read or trusted."""
-    path = path.expanduser()
+    try:
+        return read_any(path.expanduser(), dataset, name, progress)
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from None
+
+
+def read_any(path: Path, dataset: str, name: str | None, progress: Progress) -> Dataset:
+    """As `read`; an OSError is still one."""
     if not path.exists():
         raise DataError(f"There is no file or folder {path}.")
     if path.is_file():
@@ -75,6 +81,9 @@ def read(path: Path, dataset: str, name: str | None, progress: Progress) -> Data
         return read_image_folder(path, name or path.resolve().name, progress)
     if any((path / file).exists() for file in published_facts(dataset).train):
         return read_batches(dataset, lambda file: read_file(path / file), str(path), progress)
+    for other in data.PUBLISHED:
+        if other != dataset and any((path / file).is_file() for file in published_facts(other).train):
+            raise DataError(f"{path} is the extracted folder of {other}: add `--dataset {other}`.")
     raise DataError(
         f"{path} is neither an image folder (train/<class>/*, test/<class>/*) nor the extracted folder of {dataset}."
     )
@@ -86,15 +95,15 @@ def read(path: Path, dataset: str, name: str | None, progress: Progress) -> Data
 def read_archive(path: Path, dataset: str, progress: Progress) -> Dataset:
     """An official archive, read member by member; nothing is extracted to disk."""
     facts = published_facts(dataset)
-    try:
-        if (found := md5_of(path)) != facts.archive_md5:
-            raise DataError(
-                f"{path} is not the published archive of {dataset} (MD5 {found}, not {facts.archive_md5}): it is "
-                "truncated, changed or another file; get it anew, or import an image folder instead."
-            )
-        members = read_members(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from None
+    if (found := md5_of(path)) != facts.archive_md5:
+        for other in data.PUBLISHED:
+            if found == published_facts(other).archive_md5:
+                raise DataError(f"{path} is the archive of {other}: add `--dataset {other}`.")
+        raise DataError(
+            f"{path} is not the published archive of {dataset} (MD5 {found}, not {facts.archive_md5}): it is "
+            "truncated, changed or another file; get it anew, or import an image folder instead."
+        )
+    members = read_members(path)
     return read_batches(dataset, members.__getitem__, str(path), progress)
 
 
@@ -185,9 +194,7 @@ def read_image_folder(root: Path, name: str, progress: Progress) -> Dataset:
     end = len(listing["train"])
     train = in_order(names[:end], labels[:end], pixels[:end])
     test = in_order(names[end:], labels[end:], pixels[end:])
-    found = data.describe(name, tuple(classes), train, test, str(root))
-    # Its content says what it is, whatever the folder is called.
-    return dataclasses.replace(found, name="cifar10") if found.published else found
+    return data.describe(name, tuple(classes), train, test, str(root))
 
 
 def read_all(paths: list[Path], progress: Progress) -> np.ndarray:
@@ -234,7 +241,12 @@ def list_images(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     """The image files of a split with their labels."""
     files = []
     for label, name in enumerate(classes):
-        paths = [path for path in sorted((folder / name).iterdir()) if path.suffix.lower() in SUFFIXES]
+        # Names that begin with a dot are the file manager's own (macOS writes ._cat.png beside cat.png).
+        paths = [
+            path
+            for path in sorted((folder / name).iterdir())
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+        ]
         if not paths:
             raise DataError(f"There is no PNG, JPEG or WebP file in {folder / name}.")
         files += [(path, label) for path in paths]

@@ -86,6 +86,6 @@ def sample_network(recipe: Recipe, classes: int, steps: int) -> tuple[Network, O
 
 def stretches(optimizer: Optimizer, steps: int) -> list[tuple[int, int]]:
     """The runs of steps in which the same parameters are trained, as first step and end."""
-    ends = {group.trained_steps for group in optimizer.groups if group.parameters}
+    ends = {group.trained_steps for group in optimizer.groups}
     starts = sorted({0, *(end for end in ends if end < steps)})
     return list(zip(starts, [*starts[1:], steps], strict=True))

@@ -34,6 +34,8 @@ class Optimizer:
         members = sort_parameters(network)
         rates, self.groups = [], []
         for name, parameters in members.items():
+            if not parameters:
+                continue
             settings: recipes.Sgd = getattr(recipe, name)
             factors = schedule.over_steps(settings.schedule, steps)
             rates.append([settings.lr * factor for factor in factors])
@@ -55,7 +57,7 @@ class Optimizer:
     def update(self, step: int) -> None:
         """Move all parameters by their gradients, and drop these."""
         for column, group in enumerate(self.groups):
-            if step >= group.trained_steps or not group.parameters:
+            if step >= group.trained_steps:
                 continue
             rate = self.rates[step, column]
             if isinstance(group.settings, recipes.Filters) and group.settings.method == "muon":

@@ -24,7 +24,7 @@ CHECKPOINT, RECORD, STATE = "checkpoint.pt", "run.json", "state.pt"
 
 def versions() -> dict[str, str]:
     """What a result depends on besides recipe, data, seed and device."""
-    return {"fastcifar": fastcifar.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    return {"fastcifar": fastcifar.__version__, "torch": str(torch.__version__), "python": platform.python_version()}
 
 
 def create_run_folder(path: Path | None, recipe: str, seed: int, force: bool) -> Path:

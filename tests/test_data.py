@@ -206,7 +206,7 @@ def test_an_empty_class(image_folder: Path, home: Path) -> None:
 
 
 def test_one_class_alone(tmp_path: Path, home: Path) -> None:
-    refuse(make_folder(tmp_path / "one", ("cat",)), "2 to 256 are needed", home)
+    refuse(make_folder(tmp_path / "one", ("cat",)), "2 to 1000 are needed", home)
 
 
 @pytest.mark.parametrize(
