@@ -103,7 +103,7 @@ def test_a_loss_that_explodes_ends_the_run(dataset: Dataset) -> None:
 def test_running_out_of_memory_says_what_to_try() -> None:
     with pytest.raises(MachineError, match=r"Out of memory.*batch_size=500"), memory_errors(CPU, 1000):
         torch.empty(2**60, dtype=torch.uint8)
-    with pytest.raises(RuntimeError, match="shape"), memory_errors(CPU, 1000):
+    with pytest.raises(RuntimeError, match="tensor"), memory_errors(CPU, 1000):
         torch.zeros(2) @ torch.zeros(3)
 
 
@@ -195,7 +195,8 @@ def test_the_real_images_can_be_learned(cifar10_home: Path, monkeypatch: pytest.
 # ------------------------------------------------------------------------------------------------- the whole process
 
 
-TRAIN = ["train", "tiny", "--dataset", "shapes", "--threads", "1", *(part for s in SMALL[:1] for part in ("--set", s))]
+SHORT = ["network.widths=[8, 8, 8]", "training.epochs=2", "evaluation.views=flip"]
+TRAIN = ["train", "tiny", "--dataset", "shapes", "--threads", "1", *(part for s in SHORT for part in ("--set", s))]
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
@@ -238,7 +239,7 @@ def test_train_eval_and_load_agree(cli: Cli, tmp_path: Path) -> None:
     expected = "recipe dataset seed engine accuracy accuracy_no_tta train_s epochs_s eval_s setup_s wall_s flops"
     expected += " tflops_per_s peak_memory epochs checkpoint command version torch device"
     assert set(expected.split()) <= set(found)
-    assert [epoch["test_accuracy"] is None for epoch in found["epochs"]] == [True, False, True, False]
+    assert [epoch["test_accuracy"] is None for epoch in found["epochs"]] == [True, False]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["accuracy"] == found["accuracy"]
 
     judged = cli("eval", "run", "--json", "--per-class", "--confusion", "--threads", "1").document
@@ -260,17 +261,18 @@ def test_train_eval_and_load_agree(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.gpu
 def test_steps_on_cuda_follow_those_on_the_cpu(dataset: Dataset) -> None:
     found = recipe.load("tiny", [*SMALL, "training.precision=float32", "data.flip=none", "data.translate=0"])
-    trainings = [Training(found, dataset, device, 0) for device in (CPU, torch.device("cuda"))]
     order = torch.randperm(1000)
-    for training in trainings:
-        training.network.set_whitening(
-            render(training.images, Plan(order[:200].to(training.device)), training.mean, training.std, torch.float32)
-        )
-        training.plan = Plan(order.to(training.device))
-        training.planner.plan = lambda epoch, plan=training.plan: plan  # type: ignore[method-assign, misc]
+    weights = []
+    for device in (CPU, torch.device("cuda")):
+        training = Training(found, dataset, device, 0)
+        plan = Plan(order.to(device))
+        sample = training.render(plan.batch(0, 200))
+        training.network.set_whitening(sample)
+        training.planner.plan = lambda epoch, plan=plan: plan  # type: ignore[method-assign, misc]
         for _ in range(3):
             step(training)
-    here, there = (training.network.state_dict() for training in trainings)
+        weights.append(training.network.state_dict())
+    here, there = weights
     for key in here:
         torch.testing.assert_close(here[key], there[key].cpu(), atol=2e-2, rtol=2e-2)
 
