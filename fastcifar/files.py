@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,9 +53,9 @@ def load_tensors(path: Path, kind: str, mmap: bool = False) -> dict[str, Any]:
         tree = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except FileNotFoundError:
         raise DataError(f"There is no file {path}.") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, zipfile.BadZipFile):
+    except PermissionError:
+        raise DataError(f"{path} cannot be read: you have no permission.") from None
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError):
         raise DataError(f"{path} is damaged, or no {kind} that fastcifar wrote; nothing in it was run.") from None
     if not isinstance(tree, dict) or tree.get("kind") != kind:
         raise DataError(f"{path} is no {kind} that fastcifar wrote.")
