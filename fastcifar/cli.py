@@ -231,33 +231,42 @@ def train(
     screen = Screen(as_json, quiet)
     runs.check_target(target)
     runs.check_seed(seed)
-    place = machine.pick_device(device)
     if resume is not None:
         if recipe is not None or settings or out is not None or force:
             raise UsageError("--resume goes on with the run as it was: it takes no recipe, --set, --out or --force.")
         saved = runs.saved_state(resume)
+        place = machine.pick_device(device or saved["device"])
         machine.prepare(place, threads or saved["threads"])
         images = obtain(saved["dataset"]["name"], screen)
         runs.check_same_dataset(saved, images)
         run = runs.Run(store.recipe_of(saved, resume), images, place, saved["seed"], resume, saved["loop"])
     else:
         found = recipe_files.load(recipe or "fast94", settings or ())
+        place = machine.pick_device(device)
         machine.prepare(place, threads)
         images = obtain(dataset, screen)
         run = runs.Run(found, images, place, seed, store.create_run_folder(out, found.name, seed, force))
     if busy := machine.others_at_work(place):
         screen.warn(busy)
-    if not quiet:
-        screen.note(run.introduction())
     view = TrainView(screen, "GPU" if place.type == "cuda" else place.type.upper(), eval_every > 0)
     try:
+        if not quiet:
+            screen.note(run.introduction())
         with view:
             result = run.train(eval_every, view.update)
-    except KeyboardInterrupt:
-        raise Interrupted(run.way_on()) from None
+    except BaseException as error:
+        run.leave()
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted(run.way_on()) from None
+        raise
     record = {**document("train", machine.describe(place)), **run.document(result)}
-    run.keep(record)
-    screen.result(summary(result, record, str(run.folder)), record)
+    shown = summary(result, record, str(run.folder))
+    try:
+        run.keep(record)
+    except FastcifarError:
+        screen.console.print(shown)  # what was reached is not lost with the disk
+        raise
+    screen.result(shown, record)
     if target is not None and 100 * result.accuracy < target:
         screen.warn(f"The accuracy of {100 * result.accuracy:.2f} % is below the target of {target:g} %.")
         return errors.TARGET_MISSED

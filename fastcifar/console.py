@@ -42,7 +42,8 @@ class Screen:
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self.console = Console(stderr=as_json, highlight=False, soft_wrap=not sys.stdout.isatty())
+        stream = sys.stderr if as_json else sys.stdout
+        self.console = Console(stderr=as_json, highlight=False, soft_wrap=not stream.isatty())
 
     def note(self, text: str) -> None:
         """A line about what goes on."""
@@ -51,7 +52,8 @@ class Screen:
 
     def warn(self, text: str) -> None:
         """A line that a person should not miss; goes to standard error always."""
-        Console(stderr=True, highlight=False, soft_wrap=True).print(Text(f"Warning: {text}", style="yellow"))
+        console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        console.print(Text(f"Warning: {text}", style="yellow"))
 
     def result(self, renderable: RenderableType, document: dict[str, Any] | list[Any]) -> None:
         """What the command was called for: as JSON on standard output, or drawn."""

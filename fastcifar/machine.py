@@ -68,7 +68,8 @@ def describe(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return "Apple GPU"
-    return f"{processor()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def processor() -> str:
@@ -83,12 +84,12 @@ def processor() -> str:
 def others_at_work(device: torch.device) -> str | None:
     """One sentence where somebody else's work fills the device, so that times will not be its own; else None.
 
-    To be asked before the device is used: a tenth of a GPU's memory taken, or half of the processors busy over the
+    To be asked before the device is used: a tenth of a GPU's memory taken (at least 1 GiB), or half of the processors busy over the
     last minute.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        if free < 0.9 * total:
+        if total - free > max(0.1 * total, 2**30):  # a context of our own takes some hundreds of megabytes
             taken = (total - free) / 2**30
             return f"Somebody else holds {taken:.1f} GiB of this GPU: times may not be its own."
     elif hasattr(os, "getloadavg"):
@@ -108,6 +109,12 @@ def peak_memory(device: torch.device) -> int:
         return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Begin to watch for the peak anew, where that is possible."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 @contextmanager

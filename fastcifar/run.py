@@ -49,7 +49,8 @@ class Run:
     def train(self, eval_every: int, on_change: Callable[[Status], None]) -> Result:
         """Train and evaluate; the state after each epoch worth it is kept in the folder."""
         training = Training(self.recipe, self.dataset, self.device, self.seed)
-        result = trainer.train(
+        self.network = training.network
+        return trainer.train(
             training,
             self.dataset,
             eval_every=eval_every,
@@ -57,8 +58,6 @@ class Run:
             save=self.keep_state,
             saved=self.saved,
         )
-        self.network = training.network
-        return result
 
     def keep_state(self, state: dict[str, Any]) -> None:
         """Keep what a later process needs to go on."""
@@ -74,8 +73,6 @@ class Run:
 
     def document(self, result: Result) -> dict[str, Any]:
         """What `--json` and the record of the run hold."""
-        found = asdict(result)
-        found["epochs"] = found.pop("epochs")
         return {
             "recipe": self.recipe.name,
             "dataset": self.dataset.name,
@@ -85,16 +82,21 @@ class Run:
             "threads": torch.get_num_threads(),
             "flops": self.operations.total,
             "tflops_per_s": self.operations.total / result.train_s / 1e12,
-            **found,
+            **asdict(result),
             "checkpoint": str(self.folder / store.CHECKPOINT),
         }
 
     def keep(self, document: dict[str, Any]) -> None:
         """Keep the checkpoint and the record; the state is not needed any more."""
+        store.save_record(self.folder / store.RECORD, {**document, "settings": recipe.to_dict(self.recipe)})
         path = self.folder / store.CHECKPOINT
         store.save_checkpoint(path, self.recipe, self.network, self.dataset, self.seed, self.device, document)
-        store.save_record(self.folder / store.RECORD, {**document, "settings": recipe.to_dict(self.recipe)})
         store.remove_state(self.folder)
+
+    def leave(self) -> None:
+        """After a failure: remove the folder where nothing was finished."""
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def way_on(self) -> str:
         """How to go on after an interruption."""

@@ -145,12 +145,12 @@ def step(training: Training) -> None:
 
 
 def loss_of(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Cross-entropy of logits (B, classes) with smoothed labels (B,), summed over the batch."""
-    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
+    """Cross-entropy of logits (B, classes) with smoothed labels (B,), summed over the batch in float32."""
+    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
 
 
 @torch.no_grad()
 def count(metrics: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
     """Add one batch to the metrics, on the device."""
     correct = (logits.argmax(1) == labels).sum()
-    metrics += torch.stack([loss.detach().float(), correct.float(), torch.full_like(loss, len(labels)).float()])
+    metrics += torch.stack([loss.detach(), correct.float(), torch.full_like(loss, len(labels))])

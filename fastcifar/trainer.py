@@ -20,7 +20,7 @@ from fastcifar import evaluate
 from fastcifar.clock import Mark, process_age
 from fastcifar.data import Dataset
 from fastcifar.errors import MachineError
-from fastcifar.machine import memory_errors, peak_memory
+from fastcifar.machine import forget_peak_memory, memory_errors, peak_memory
 from fastcifar.recipe import Recipe
 from fastcifar.step import Training, step, total_steps
 
@@ -102,6 +102,7 @@ def train(
     it; `saved` is such a state to go on from. Raises MachineError when the loss is not finite or memory runs out.
     """
     setup_s = process_age()
+    forget_peak_memory(training.device)
     loop = Loop(training, dataset, on_change)
     with memory_errors(training.device, training.batch_size):
         if saved is None:

@@ -231,6 +231,11 @@ def test_a_run_folder_that_cannot_be_made(call: Call) -> None:
     assert done.code == 3 and "cannot be written" in done.err
 
 
+def test_a_run_that_fails_leaves_no_folder(call: Call) -> None:
+    done = call(*TINY, "--out", "run", "--set", "optimizer.head.lr=1e30", "--set", "optimizer.filters.lr=1e30")
+    assert done.code == 4 and "loss is not finite" in done.err and not Path("run").exists()
+
+
 def test_a_finished_run_cannot_be_resumed(call: Call, trained: Path) -> None:
     done = call("train", "--resume", trained)
     assert done.code == 3 and "is finished" in done.err

@@ -195,7 +195,7 @@ def test_the_real_images_can_be_learned(cifar10_home: Path, monkeypatch: pytest.
 # ------------------------------------------------------------------------------------------------- the whole process
 
 
-SHORT = ["network.widths=[8, 8, 8]", "training.epochs=2", "evaluation.views=flip"]
+SHORT = ["network.widths=[8, 8, 8]", "network.head.scale=0.03", "training.epochs=2", "evaluation.views=flip"]
 TRAIN = ["train", "tiny", "--dataset", "shapes", "--threads", "1", *(part for s in SHORT for part in ("--set", s))]
 
 
