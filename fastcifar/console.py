@@ -191,7 +191,10 @@ class TrainView(View):
         left = status.seconds_left() if status else None
         stage = status.stage if status else "starting"
         to_go = f"{duration(left)} to go" if left is not None and stage == "training" else ""
-        grid.add_row(stage, ProgressBar(total, done, width=28), f"step {done} of {total if status else '?'}", to_go)
+        loss = f"loss {status.loss:.3f}" if status and status.loss is not None and stage == "training" else ""
+        grid.add_row(
+            stage, ProgressBar(total, done, width=20), f"step {done} of {total if status else '?'}", loss, to_go
+        )
         return grid
 
     def lines(self) -> Iterable[str]:

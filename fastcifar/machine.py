@@ -84,8 +84,8 @@ def processor() -> str:
 def others_at_work(device: torch.device) -> str | None:
     """One sentence where somebody else's work fills the device, so that times will not be its own; else None.
 
-    To be asked before the device is used: a tenth of a GPU's memory taken (at least 1 GiB), or half of the processors busy over the
-    last minute.
+    To be asked before the device is used: a tenth of a GPU's memory taken (at least 1 GiB), or half of the
+    processors busy over the last minute.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)

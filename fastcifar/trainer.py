@@ -52,6 +52,7 @@ class Status:
     steps_done: int = 0  # steps known to be finished on the device
     steps_before: int = 0  # of these, done by an earlier process
     trained_s: float = 0.0  # seconds this process took for the others
+    loss: float | None = None  # mean over the images of the current epoch so far
     epochs: list[Epoch] = field(default_factory=list)
 
     def seconds_left(self) -> float | None:
@@ -186,6 +187,7 @@ class Loop:
             )
         epoch_s = tick.mark.seconds_since(tick.start)
         status.steps_done = tick.step
+        status.loss = loss / images
         status.trained_s = epoch_s + sum(epoch.device_s for epoch in status.epochs[self.epochs_before :])
         if tick.step % status.steps_per_epoch == 0 or tick.step == status.total_steps:
             number = len(status.epochs) + 1
