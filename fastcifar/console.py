@@ -69,7 +69,7 @@ def duration(seconds: float) -> str:
     """Seconds in words as long as needed: 0.87 s, 42 s, 3 min 20 s, 1 h 05 min."""
     if seconds < 10:
         return f"{seconds:.2f} s"
-    if seconds < 100:
+    if seconds < 99.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds) // 60
     if minutes < 60:

@@ -66,7 +66,7 @@ def from_files(paths: list[Path], model: Model) -> Subject:
     """Image files of any size; or one folder of class folders, whose names are the labels."""
     folders = [path for path in paths if path.is_dir()]
     if len(paths) == 1 and folders:
-        root = paths[0]
+        root = paths[0] / "test" if (paths[0] / "test").is_dir() else paths[0]  # an image folder with both splits
         classes = sorted(path.name for path in root.iterdir() if path.is_dir())
         if classes:
             unknown = [name for name in classes if name not in model.classes]
