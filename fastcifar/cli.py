@@ -42,7 +42,7 @@ REPORT = "https://github.com/fastcifar/fastcifar/issues"
 
 
 def main() -> None:
-    """Run the command line and leave with the exit code of DESIGN.md; on failure say why, as JSON where asked."""
+    """Run the command line and leave with its exit code; on failure say why, as JSON where asked."""
     code, message = errors.OK, ""
     try:
         returned = app(standalone_mode=False)
@@ -236,6 +236,7 @@ def train(
             raise UsageError("--resume goes on with the run as it was: it takes no recipe, --set, --out or --force.")
         saved = runs.saved_state(resume)
         place = machine.pick_device(device or saved["device"])
+        runs.check_same_kind(saved, place)
         machine.prepare(place, threads or saved["threads"])
         images = obtain(saved["dataset"]["name"], screen)
         runs.check_same_dataset(saved, images)
@@ -250,8 +251,7 @@ def train(
         screen.warn(busy)
     view = TrainView(screen, "GPU" if place.type == "cuda" else place.type.upper(), eval_every > 0)
     try:
-        if not quiet:
-            screen.note(run.introduction())
+        screen.note(run.introduction())  # its rehearsal wakes the device up, which must not count as train time
         with view:
             result = run.train(eval_every, view.update)
     except BaseException as error:

@@ -46,12 +46,13 @@ def infer(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor, recipe:
     (plain_view, *others) = views(recipe.views, recipe.shifted_weight)
     everything = torch.arange(len(images), device=images.device)
     plain = _logits(network, images, everything, plain_view, mean, std, recipe.batch_size)
-    averaged = plain.clone()
-    chosen = everything
+    if not others:
+        return Logits(plain, plain)
+    averaged, chosen = plain.clone(), everything
     if recipe.uncertain < 1:
         confidence = plain.softmax(1).amax(1)
         chosen = confidence.topk(int(recipe.uncertain * len(images)), largest=False, sorted=False).indices
-    if others and len(chosen):
+    if len(chosen):
         total = plain[chosen] * plain_view[2]
         for view in others:
             total += view[2] * _logits(network, images, chosen, view, mean, std, recipe.batch_size)

@@ -123,8 +123,8 @@ def memory_errors(device: torch.device, batch_size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
-        if not known:
+        texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of plain RuntimeErrors
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(t in str(error) for t in texts):
             raise
         peak = peak_memory(device) / 2**30
         raise MachineError(

@@ -6,7 +6,7 @@ One builder serves every recipe. The names of the layers are those that `profile
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Generator, Tensor, nn
@@ -21,7 +21,6 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "celu": lambda: nn.CELU(alpha=0.3),
 }
-COVARIANCE_CHUNK = 1000  # images whose patches are in memory at once
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -125,8 +124,8 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) to (N, width, H, W)."""
-        x = self.act(self.norm(self.conv(x)))
-        return x
+        out: Tensor = self.act(self.norm(self.conv(x)))
+        return out
 
 
 class GlobalMax(nn.Module):
@@ -201,8 +200,9 @@ class Network(nn.Module):
             self.head.weight /= self.head.weight.std()
 
     @torch.no_grad()
-    def set_whitening(self, images: Tensor) -> None:
-        """Set the first convolution so that its outputs over normalised `images` (N, 3, 32, 32) are decorrelated.
+    def set_whitening(self, images: Iterable[Tensor]) -> None:
+        """Set the first convolution so that its outputs over normalised images, given in chunks (n, 3, 32, 32), are
+        decorrelated.
 
         The filters are the eigenvectors of the patch covariance over the roots of its eigenvalues (Page, "How to
         train your ResNet", 2018; hlb-CIFAR10). Computed in float64 on the CPU: the matrix is small, and neither half
@@ -210,26 +210,22 @@ class Network(nn.Module):
         """
         recipe = self.recipe.whiten
         covariance = patch_covariance(images, recipe.kernel, recipe.centered)
-        eigenvalues, eigenvectors = torch.linalg.eigh(covariance.cpu())
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
         filters = (eigenvectors / torch.sqrt(eigenvalues + recipe.eps)).T.reshape(-1, 3, recipe.kernel, recipe.kernel)
         self.whiten.weight.copy_(torch.cat([filters, -filters][: recipe.signs]))
 
 
-def patch_covariance(images: Tensor, kernel: int, centered: bool) -> Tensor:
-    """Second moment (or covariance about the mean) of all `kernel` x `kernel` patches, (3 k², 3 k²), float64.
-
-    Patches are unfolded in float32 a chunk of images at a time, to bound memory.
-    """
-    size = 3 * kernel**2
-    total = torch.zeros(size, dtype=torch.float32, device=images.device)
-    moment = torch.zeros(size, size, dtype=torch.float32, device=images.device)
-    count = 0
-    for chunk in torch.split(images, COVARIANCE_CHUNK):
+def patch_covariance(images: Iterable[Tensor], kernel: int, centered: bool) -> Tensor:
+    """Second moment (or covariance about the mean) of all `kernel` x `kernel` patches of chunks of images
+    (n, 3, 32, 32): (3 k², 3 k²), float64 on the CPU, from sums in float32 over each chunk."""
+    size, count = 3 * kernel**2, 0
+    moments, totals = [], []
+    for chunk in images:
         patches = F.unfold(chunk.float(), kernel).transpose(1, 2).reshape(-1, size)
-        moment += patches.T @ patches / len(patches) * len(chunk)
-        total += patches.mean(0) * len(chunk)
+        moments.append(patches.T @ patches / len(patches) * len(chunk))
+        totals.append(patches.mean(0) * len(chunk))
         count += len(chunk)
-    moment, mean = (moment / count).double().cpu(), (total / count).double().cpu()
+    moment, mean = (torch.stack(parts).cpu().double().sum(0) / count for parts in (moments, totals))
     return moment - torch.outer(mean, mean) if centered else moment
 
 

@@ -1,6 +1,6 @@
 """Optimisation: Muon for filters, SGD with Nesterov momentum for the rest, and a moving average of the weights.
 
-Learning rates come from a table on the device, one row a step, so that a step needs no number from the host.
+Learning rates come from a table on the device, one row a step, so that a step copies nothing from the host.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Optimizer:
     def freeze(self, step: int) -> None:
         """Before the forward pass of `step`: take what is no longer trained out of the graph."""
         for group in self.groups:
-            if step == group.trained_steps:
+            if step >= group.trained_steps:
                 for parameter in group.parameters:
                     parameter.requires_grad_(False)
                     parameter.grad = None
@@ -71,11 +71,10 @@ class Optimizer:
         """The momentum buffers, for a checkpoint."""
         return [group.momenta for group in self.groups]
 
-    def restore(self, state: list[list[Tensor]], step: int) -> None:
-        """Take up the buffers of `state` and freeze what was frozen before `step`."""
+    def restore(self, state: list[list[Tensor]]) -> None:
+        """Take up the buffers of `state`."""
         for group, momenta in zip(self.groups, state, strict=True):
             torch._foreach_copy_(group.momenta, momenta)
-            self.freeze(min(step, group.trained_steps))
 
 
 def sort_parameters(network: nn.Module) -> dict[str, list[Tensor]]:
@@ -135,31 +134,32 @@ def muon(group: Group, rate: Tensor, renormalize: bool) -> None:
     assert isinstance(settings, recipes.Filters)
     directions = nesterov(group, gradients_of(group))
     if renormalize:
-        norms = torch._foreach_norm(group.parameters)
-        factors = [len(p) ** 0.5 / norm.float() for p, norm in zip(group.parameters, norms, strict=True)]
-        torch._foreach_mul_(group.parameters, [factor.to(group.parameters[0].dtype) for factor in factors])
+        factors = torch._foreach_reciprocal(torch._foreach_norm(group.parameters))
+        torch._foreach_mul_(factors, [len(parameter) ** 0.5 for parameter in group.parameters])
+        torch._foreach_mul_(group.parameters, factors)
     updates = orthogonalize(directions, settings.newton_schulz)
+    if settings.weight_decay:
+        torch._foreach_add_(updates, group.parameters, alpha=settings.weight_decay)
     torch._foreach_mul_(updates, rate)
     torch._foreach_sub_(group.parameters, updates)
-    if settings.weight_decay:
-        torch._foreach_mul_(group.parameters, 1 - rate * settings.weight_decay)
 
 
-def orthogonalize(matrices: list[Tensor], polynomials: tuple[tuple[float, ...], ...]) -> list[Tensor]:
+def orthogonalize(filters: list[Tensor], polynomials: tuple[tuple[float, ...], ...]) -> list[Tensor]:
     """The nearest (semi-)orthogonal matrices, roughly: those of one shape in one batched Newton-Schulz iteration.
 
-    Filters (D, C, h, w) count as matrices (D, C h w). Computed in bfloat16 on CUDA, where it is quick and exact
-    enough, else in the type they have; returned in their shapes and types.
+    Filters (D, C, h, w) count as matrices (D, h w C): in channels-last memory that is how they lie. Computed in
+    bfloat16 on CUDA, where it is quick and exact enough, else in the type they have; returned as they came.
     """
+    moved = [each.movedim(1, -1) for each in filters]
     shapes: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, matrix in enumerate(matrices):
+    for i, matrix in enumerate(moved):
         shapes[len(matrix), matrix[0].numel()].append(i)
-    results = list(matrices)
+    results = list(filters)
     for members in shapes.values():
-        batch = torch.stack([matrices[i].flatten(1) for i in members])
+        batch = torch.stack([moved[i].flatten(1) for i in members])
         batch = newton_schulz(batch.bfloat16() if batch.is_cuda else batch, polynomials)
         for i, result in zip(members, batch, strict=True):
-            results[i] = result.view(matrices[i].shape).to(matrices[i].dtype)
+            results[i] = result.view(moved[i].shape).movedim(-1, 1).to(filters[i].dtype)
     return results
 
 

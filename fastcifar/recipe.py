@@ -111,12 +111,12 @@ class Sgd:
 
 @dataclass(frozen=True)
 class Filters(Sgd):
-    """The 3x3 and 1x1 filters: Muon, or SGD like the rest."""
+    """All weights but the head's, filters above all: Muon, or SGD like the rest."""
 
     method: Literal["muon", "sgd"] = "muon"
     # One [a, b, c] an iteration of Newton-Schulz: X <- a X + (b A + c A A) X with A = X X^T.
     newton_schulz: tuple[tuple[float, ...], ...] = ((3.4445, -4.7750, 2.0315),) * 3
-    renormalize: Points = CONSTANT  # filters are rescaled to unit rows every so many steps (rounded down)
+    renormalize: Points = CONSTANT  # filters are rescaled to the norm of unit rows every so many steps
 
 
 @dataclass(frozen=True)

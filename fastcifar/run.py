@@ -48,16 +48,17 @@ class Run:
 
     def train(self, eval_every: int, on_change: Callable[[Status], None]) -> Result:
         """Train and evaluate; the state after each epoch worth it is kept in the folder."""
-        training = Training(self.recipe, self.dataset, self.device, self.seed)
-        self.network = training.network
-        return trainer.train(
-            training,
-            self.dataset,
-            eval_every=eval_every,
-            on_change=on_change,
-            save=self.keep_state,
-            saved=self.saved,
-        )
+        with machine.memory_errors(self.device, self.recipe.training.batch_size):
+            training = Training(self.recipe, self.dataset, self.device, self.seed)
+            self.network = training.network
+            return trainer.train(
+                training,
+                self.dataset,
+                eval_every=eval_every,
+                on_change=on_change,
+                save=self.keep_state,
+                saved=self.saved,
+            )
 
     def keep_state(self, state: dict[str, Any]) -> None:
         """Keep what a later process needs to go on."""
@@ -102,17 +103,23 @@ class Run:
         """How to go on after an interruption."""
         if (self.folder / store.STATE).exists():
             return f"Interrupted; the finished epochs are kept: fastcifar train --resume {self.folder}"
-        return "Interrupted before the end of the first epoch: nothing was kept."
+        return "Interrupted; nothing was kept yet (a state is kept after an epoch, on a GPU if it took 10 s)."
 
 
 def saved_state(folder: Path) -> dict[str, Any]:
     """The state in the folder of an interrupted run; raises DataError where there is none."""
-    path = folder / store.STATE if folder.is_dir() else folder
+    path = folder / store.STATE
     if not path.exists():
         if (folder / store.CHECKPOINT).exists():
             raise DataError(f"The run in {folder} is finished: there is nothing to resume.")
         raise DataError(f"There is no interrupted run in {folder}: it holds no {store.STATE}.")
     return files.load_tensors(path, "state")
+
+
+def check_same_kind(saved: dict[str, Any], device: torch.device) -> None:
+    """Refuse to go on with another kind of device, whose random numbers are others."""
+    if torch.device(saved["device"]).type != device.type:
+        raise UsageError(f"This run began on {saved['device']}: it cannot go on on {device.type}.")
 
 
 def check_same_dataset(saved: dict[str, Any], dataset: Dataset) -> None:

@@ -14,11 +14,13 @@ from torch.nn import functional as F
 from torch.profiler import record_function
 
 from fastcifar.data import Dataset
+from fastcifar.errors import UsageError
 from fastcifar.loader import Plan, Planner, render
 from fastcifar.network import BatchNorm, Network
 from fastcifar.optim import Ema, Optimizer
 from fastcifar.recipe import Recipe
 
+WHITENING_CHUNK = 1000  # images rendered at once, to bound memory
 PHASES = ("data", "forward", "loss", "backward", "optimizer")
 DTYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -71,6 +73,11 @@ class Training:
         self.batch_size = min(recipe.training.batch_size, len(self.images))
         self.steps_per_epoch = steps_per_epoch(recipe, len(self.images))
         self.total_steps = total_steps(recipe, len(self.images))
+        ghost = recipe.network.norm.ghost
+        if ghost and self.batch_size % ghost:
+            raise UsageError(
+                f"{self.batch_size} images are no whole ghost batches of {ghost}: set network.norm.ghost=0."
+            )
         self.step = 0
 
         self.network = build_network(recipe, len(dataset.classes), device)
@@ -90,7 +97,10 @@ class Training:
         """Set the whitening from a random sample of training images, as they are."""
         count = min(self.recipe.network.whiten.images, len(self.images))
         sample = torch.randperm(len(self.images), generator=self.generator, device=self.device)[:count]
-        self.network.set_whitening(render(self.images, Plan(sample), self.mean, self.std, torch.float32))
+        parts = torch.split(sample, WHITENING_CHUNK)
+        self.network.set_whitening(
+            render(self.images, Plan(part), self.mean, self.std, torch.float32) for part in parts
+        )
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """The images and labels of the current step; the first step of an epoch draws the epoch's plan."""
@@ -119,11 +129,12 @@ class Training:
         """Take up a state that `state` gave."""
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
-        self.optimizer.restore(state["momenta"], self.step)
+        self.optimizer.restore(state["momenta"])
         for average, saved in zip(self.ema.averages, state["averages"], strict=True):
             average.copy_(saved)
         self.generator.set_state(state["generator"].cpu())
-        self.planner.mirrored = state["mirrored"]
+        if self.planner.mirrored is not None:
+            self.planner.mirrored.copy_(state["mirrored"])
 
 
 def step(training: Training) -> None:

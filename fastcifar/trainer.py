@@ -20,13 +20,13 @@ from fastcifar import evaluate
 from fastcifar.clock import Mark, process_age
 from fastcifar.data import Dataset
 from fastcifar.errors import MachineError
-from fastcifar.machine import forget_peak_memory, memory_errors, peak_memory
-from fastcifar.recipe import Recipe
+from fastcifar.machine import forget_peak_memory, peak_memory
+from fastcifar.recipe import Evaluation, Recipe
 from fastcifar.step import Training, step, total_steps
 
 TICKS_PER_EPOCH = 16
 QUICK_EPOCH = 10.0  # seconds: on CUDA an epoch shorter than this is not worth the wait that saving costs
-REHEARSAL_IMAGES = 32  # on a CPU: enough to tell minutes from hours
+REHEARSALS = (8, 40)  # batch sizes, on a CPU: enough to tell minutes from hours
 
 
 @dataclass(frozen=True)
@@ -100,24 +100,23 @@ def train(
 
     Every `eval_every` epochs the test accuracy is taken, outside the train time. `on_change` is called with the same
     status again and again and must return at once. `save` is called with the state after each epoch that was worth
-    it; `saved` is such a state to go on from. Raises MachineError when the loss is not finite or memory runs out.
+    it; `saved` is such a state to go on from. Raises MachineError when the loss is not finite.
     """
     setup_s = process_age()
     forget_peak_memory(training.device)
     loop = Loop(training, dataset, on_change)
-    with memory_errors(training.device, training.batch_size):
-        if saved is None:
-            loop.whiten()
-        else:
-            loop.restore(saved)
-        while training.step < training.total_steps:
-            loop.run_epoch()
-            number = -(-training.step // training.steps_per_epoch)
-            if eval_every and number % eval_every == 0:
-                loop.take_test_accuracy()
-            if save is not None and loop.worth_saving():
-                save(loop.state())
-        return loop.finish(setup_s)
+    if saved is None:
+        loop.whiten()
+    else:
+        loop.restore(saved)
+    while training.step < training.total_steps:
+        loop.run_epoch()
+        number = -(-training.step // training.steps_per_epoch)
+        if eval_every and number % eval_every == 0:
+            loop.take_test_accuracy()
+        if save is not None and loop.worth_saving():
+            loop.save(save)
+    return loop.finish(setup_s)
 
 
 class Loop:
@@ -130,6 +129,10 @@ class Loop:
         self.status = Status(training.total_steps, training.steps_per_epoch)
         self.ticks: deque[Tick] = deque()
         self.tick_every = max(1, training.steps_per_epoch // TICKS_PER_EPOCH)
+        # Where the metrics of each tick go, all at once: pinning memory within an epoch would wait for the device.
+        ticks = training.total_steps // self.tick_every + -(-training.total_steps // training.steps_per_epoch)
+        self.slots = iter(torch.empty(ticks, 3, pin_memory=training.device.type == "cuda"))
+        self.test_images = dataset.test.images.to(training.device)
         self.whiten_s = 0.0
         self.epochs_before = 0  # finished by an earlier process
         self.latest = self.mark()  # the next epoch is timed from here
@@ -139,15 +142,11 @@ class Loop:
 
     def whiten(self) -> None:
         """Set the whitening; the first thing that counts as train time."""
-        before, self.latest = self.latest, self._after(self.training.whiten)
+        before = self.latest
+        self.training.whiten()
+        self.latest = self.mark()
+        self.latest.wait()
         self.whiten_s = self.latest.seconds_since(before)
-
-    def _after(self, work: Callable[[], None]) -> Mark:
-        """The mark behind some work, reached."""
-        work()
-        mark = self.mark()
-        mark.wait()
-        return mark
 
     def run_epoch(self) -> None:
         """All steps up to the end of the epoch, or of the run."""
@@ -164,7 +163,7 @@ class Loop:
     def leave_tick(self, start: Mark) -> None:
         """A tick behind the step just launched; the copy lands in pinned memory before its mark is reached."""
         training = self.training
-        metrics = torch.empty(3, pin_memory=training.device.type == "cuda")
+        metrics = next(self.slots)
         metrics.copy_(training.metrics, non_blocking=True)
         self.latest = self.mark()
         lr = training.optimizer.filter_rates[training.step - 1]
@@ -194,19 +193,16 @@ class Loop:
             status.epochs.append(Epoch(number, epoch_s, images / epoch_s, loss / images, correct / images, tick.lr))
         self.on_change(status)
 
-    def evaluate(self) -> evaluate.Logits:
+    def evaluate(self, recipe: Evaluation) -> evaluate.Logits:
         """The logits of the test images, with the weights as they are."""
         training = self.training
-        images = self.dataset.test.images.to(training.device)
-        return evaluate.infer(training.network, images, training.mean, training.std, training.recipe.evaluation)
+        return evaluate.infer(training.network, self.test_images, training.mean, training.std, recipe)
 
     def take_test_accuracy(self) -> None:
         """Add the test accuracy to the epoch just run; the time it takes counts nowhere but in the wall time."""
         self.read_ticks(wait=True)
         recipe = dataclasses.replace(self.training.recipe.evaluation, views="none")
-        training, test = self.training, self.dataset.test
-        logits = evaluate.infer(training.network, test.images.to(training.device), training.mean, training.std, recipe)
-        accuracy = evaluate.accuracy(logits.plain.cpu(), test.labels)
+        accuracy = evaluate.accuracy(self.evaluate(recipe).plain.cpu(), self.dataset.test.labels)
         self.status.epochs[-1] = dataclasses.replace(self.status.epochs[-1], test_accuracy=accuracy)
         self.on_change(self.status)
         self.latest = self.mark()
@@ -218,16 +214,15 @@ class Loop:
         epochs = self.status.epochs
         return self.training.device.type != "cuda" or bool(epochs and epochs[-1].device_s > QUICK_EPOCH)
 
-    def state(self) -> dict[str, Any]:
-        """All that a later process needs to go on from the end of this epoch."""
+    def save(self, keep: Callable[[dict[str, Any]], None]) -> None:
+        """Hand over all that a later process needs to go on from here; the time counts in the wall time alone."""
         self.read_ticks(wait=True)
         epochs = [dataclasses.asdict(epoch) for epoch in self.status.epochs]
-        state = {"training": self.training.state(), "epochs": epochs, "whiten_s": self.whiten_s}
+        keep({"training": self.training.state(), "epochs": epochs, "whiten_s": self.whiten_s})
         self.latest = self.mark()
-        return state
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Go on from a state that `state` gave."""
+        """Go on from a state that `save` handed over."""
         self.training.restore(saved["training"])
         self.whiten_s = saved["whiten_s"]
         self.status.epochs = [Epoch(**epoch) for epoch in saved["epochs"]]
@@ -242,7 +237,7 @@ class Loop:
         self.status.stage = "evaluating"
         self.on_change(self.status)
         self.training.ema.apply()
-        logits = self.evaluate()
+        logits = self.evaluate(self.training.recipe.evaluation)
         after = self.mark()
         self.read_ticks(wait=True)
         after.wait()
@@ -267,28 +262,46 @@ class Loop:
 def rehearse(recipe: Recipe, dataset: Dataset, device: torch.device) -> float:
     """Seconds that a run is going to take, judged by a few steps on a scratch copy; also wakes the device up.
 
-    On CUDA two steps prepare kernels and memory and a third is timed; elsewhere one small batch goes forward and back.
+    On CUDA two steps and an evaluation prepare kernels and memory, and a third step is timed. Elsewhere two small
+    batches are: what an image costs, and what a step costs whatever its images.
     """
+    images, batch = len(dataset.train.images), min(recipe.training.batch_size, len(dataset.train.images))
     if device.type == "cuda":
         scratch = Training(recipe, dataset, device, seed=0)
         scratch.whiten()
-        for _ in range(2):
-            step(scratch)
-        before = Mark(device)
         step(scratch)
-        after = Mark(device)
-        after.wait()
-        per_image = after.seconds_since(before) / scratch.batch_size
+        test = dataset.test.images.to(device)
+        evaluate.infer(scratch.network, test, scratch.mean, scratch.std, recipe.evaluation)
+        scratch.network.train()
+        step(scratch)
+        a_step = time_step(scratch)
+        an_image = a_step / batch
     else:
-        small = dataclasses.replace(recipe.training, batch_size=REHEARSAL_IMAGES)
-        norm = dataclasses.replace(recipe.network.norm, ghost=0)
-        network = dataclasses.replace(recipe.network, norm=norm)
-        scratch = Training(dataclasses.replace(recipe, training=small, network=network), dataset, device, seed=0)
-        for _ in range(2):
-            before = Mark(device)
-            scratch.step = 0
-            step(scratch)
-        per_image = Mark(device).seconds_since(before) / scratch.batch_size
-    images = total_steps(recipe, len(dataset.train.images)) * min(recipe.training.batch_size, len(dataset.train.images))
+        few, more = (time_step(small_training(recipe, dataset, device, count)) for count in REHEARSALS)
+        an_image = max(0.0, more - few) / (REHEARSALS[1] - REHEARSALS[0])
+        a_step = few + an_image * (batch - REHEARSALS[0])
     # A forward pass is about a third of a step.
-    return per_image * (images + evaluate.evaluations(recipe.evaluation, len(dataset.test.images)) / 3)
+    views = evaluate.evaluations(recipe.evaluation, len(dataset.test.images))
+    return a_step * total_steps(recipe, images) + an_image * views / 3
+
+
+def small_training(recipe: Recipe, dataset: Dataset, device: torch.device, batch_size: int) -> Training:
+    """A scratch training with small batches, one step done."""
+    norm = dataclasses.replace(recipe.network.norm, ghost=0)
+    small = dataclasses.replace(
+        recipe,
+        training=dataclasses.replace(recipe.training, batch_size=batch_size),
+        network=dataclasses.replace(recipe.network, norm=norm),
+    )
+    training = Training(small, dataset, device, seed=0)
+    step(training)
+    return training
+
+
+def time_step(training: Training) -> float:
+    """Seconds of one step, on the device."""
+    before = Mark(training.device)
+    step(training)
+    after = Mark(training.device)
+    after.wait()
+    return after.seconds_since(before)

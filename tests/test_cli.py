@@ -162,6 +162,7 @@ def test_single_images_of_any_size_and_folders_of_classes(call: Call, trained: P
         (["train", "tiny", "--dataset", "shapes", "--device", "gpu"], 2, "no device 'gpu'"),
         (["train", "tiny", "--dataset", "shapes", "--threads", "0"], 2, "--threads"),
         (["train", "--resume", "nowhere"], 3, "no interrupted run"),
+        (["train", "--resume", __file__], 3, "no interrupted run"),
         (["train", "tiny", "--resume", "nowhere"], 2, "takes no recipe"),
         (["train", "tiny", "--dataset", "pets"], 3, "not on this machine"),
         (["train", "no.toml"], 2, "no recipe file"),

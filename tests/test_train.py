@@ -267,7 +267,7 @@ def test_steps_on_cuda_follow_those_on_the_cpu(dataset: Dataset) -> None:
         training = Training(found, dataset, device, 0)
         plan = Plan(order.to(device))
         sample = training.render(plan.batch(0, 200))
-        training.network.set_whitening(sample)
+        training.network.set_whitening([sample])
         training.planner.plan = lambda epoch, plan=plan: plan  # type: ignore[method-assign, misc]
         for _ in range(3):
             step(training)
