@@ -138,10 +138,10 @@ def muon(group: Group, rate: Tensor, renormalize: bool) -> None:
         torch._foreach_mul_(factors, [len(parameter) ** 0.5 for parameter in group.parameters])
         torch._foreach_mul_(group.parameters, factors)
     updates = orthogonalize(directions, settings.newton_schulz)
-    if settings.weight_decay:
-        torch._foreach_add_(updates, group.parameters, alpha=settings.weight_decay)
     torch._foreach_mul_(updates, rate)
     torch._foreach_sub_(group.parameters, updates)
+    if settings.weight_decay:  # as a difference: a factor so close to one would not survive half precision
+        torch._foreach_sub_(group.parameters, torch._foreach_mul(group.parameters, rate * settings.weight_decay))
 
 
 def orthogonalize(filters: list[Tensor], polynomials: tuple[tuple[float, ...], ...]) -> list[Tensor]:

@@ -317,7 +317,7 @@ def _check_range(value: Any, limits: Mapping[str, Any], where: str, name: str) -
             bound = (
                 f"at least {limits['low']:g}"
                 if limits["high"] == math.inf
-                else f"in {limits['low']:,g}..{limits['high']:,g}"
+                else f"in {limits['low']:,}..{limits['high']:,}"
             )
             raise UsageError(f"In {where}, '{name}' is {item:g}, but must be {bound}.")
 
