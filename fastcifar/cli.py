@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 import traceback
@@ -47,6 +48,8 @@ def main() -> None:
     code, message = errors.OK, ""
     try:
         returned = app(standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
         code = returned if isinstance(returned, int) else errors.OK
         if code == errors.INTERRUPTED:
             message = "Interrupted."
@@ -59,14 +62,17 @@ def main() -> None:
         sys.stdout = None
         sys.exit(errors.OK)
     except Exception as error:
-        if hasattr(error, "format_message"):  # Typer's own errors about options and arguments
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            sys.stdout = None  # what is still in its buffer cannot be written either
+            code, message = errors.DATA, "The output cannot be written: no space is left on its device."
+        elif hasattr(error, "format_message"):  # Typer's own errors about options and arguments
             code, message = errors.USAGE, f"{error.format_message()} See `fastcifar --help`."
         else:
             traceback.print_exc()
             code = errors.BUG
             message = f"This is a bug of fastcifar; please report it with the lines above: {REPORT}"
     if message:
-        if "--json" in sys.argv[1:]:
+        if "--json" in sys.argv[1:] and sys.stdout is not None:
             print(json.dumps({"error": message, "exit_code": code}), flush=True)
         else:
             print(message if code == errors.INTERRUPTED else f"Error: {message}", file=sys.stderr)

@@ -43,7 +43,7 @@ class Screen:
         self.as_json = as_json
         self.quiet = quiet
         stream = sys.stderr if as_json else sys.stdout
-        self.console = Console(stderr=as_json, highlight=False, soft_wrap=not stream.isatty())
+        self.console = Console(stderr=as_json, highlight=False, soft_wrap=stream is None or not stream.isatty())
 
     def note(self, text: str) -> None:
         """A line about what goes on."""

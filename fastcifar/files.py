@@ -41,8 +41,8 @@ def save_tensors(path: Path, kind: str, tree: dict[str, Any]) -> None:
     write_atomically(path, lambda file: torch.save({"kind": kind, "format": FORMAT, **tree}, file))
 
 
-def load_tensors(path: Path, kind: str, mmap: bool = False) -> dict[str, Any]:
-    """A tree that `save_tensors` wrote as this kind, on the CPU; nothing in the file is executed.
+def load_tensors(path: Path, kind: str, keys: tuple[str, ...] = (), mmap: bool = False) -> dict[str, Any]:
+    """A tree that `save_tensors` wrote as this kind with these keys, on the CPU; nothing in the file is executed.
 
     With `mmap` the tensors stay on disk until they are read. Raises DataError where the file is missing, damaged,
     something else, or of another version.
@@ -61,6 +61,8 @@ def load_tensors(path: Path, kind: str, mmap: bool = False) -> dict[str, Any]:
         raise DataError(f"{path} is no {kind} that fastcifar wrote.")
     if tree.get("format") != FORMAT:
         raise DataError(f"{path} has format {tree.get('format')}, this fastcifar reads {FORMAT}: update fastcifar.")
+    if missing := [key for key in keys if key not in tree]:
+        raise DataError(f"{path} is damaged: it lacks '{missing[0]}'.")
     return tree
 
 

@@ -113,7 +113,7 @@ def saved_state(folder: Path) -> dict[str, Any]:
         if (folder / store.CHECKPOINT).exists():
             raise DataError(f"The run in {folder} is finished: there is nothing to resume.")
         raise DataError(f"There is no interrupted run in {folder}: it holds no {store.STATE}.")
-    return files.load_tensors(path, "state")
+    return files.load_tensors(path, "state", ("recipe", "dataset", "seed", "device", "threads", "loop"))
 
 
 def check_same_kind(saved: dict[str, Any], device: torch.device) -> None:

@@ -85,7 +85,8 @@ def save_checkpoint(
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """The tree that `save_checkpoint` wrote; raises DataError for a file that is missing, damaged or foreign."""
-    return files.load_tensors(path / CHECKPOINT if path.is_dir() else path, "checkpoint")
+    keys = ("recipe", "dataset", "weights")
+    return files.load_tensors(path / CHECKPOINT if path.is_dir() else path, "checkpoint", keys)
 
 
 def recipe_of(tree: dict[str, Any], path: Path | str = "the checkpoint") -> Recipe:

@@ -279,6 +279,8 @@ def damage(kind: str, good: bytes) -> bytes:
         tree["recipe"]["trainning"] = {}
     elif kind == "newer":
         tree["format"] = 99
+    elif kind == "no dataset":
+        del tree["dataset"]
     elif kind == "other kind":
         tree = {"hello": torch.zeros(2)}
     torch.save(tree, "made.pt")
@@ -300,6 +302,7 @@ def _kept(content: bytes) -> str:
         ("other network", "do not fit"),
         ("no recipe", "did you mean 'training'"),
         ("newer", "update fastcifar"),
+        ("no dataset", "lacks 'dataset'"),
         ("other kind", "no checkpoint"),
     ],
 )
@@ -329,6 +332,19 @@ def test_bad_images_for_eval(call: Call, trained: Path) -> None:
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     script = f"{sys.executable} -m fastcifar recipes air94 | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_an_output_that_is_full() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "fastcifar", "recipes", "--json"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 3 and "no space" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_output_that_is_closed() -> None:
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -m fastcifar recipes >&-"], capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr
 
 
