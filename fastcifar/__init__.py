@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastcifar.network import Network
+    from fastcifar.profiler import Profile
 
 __version__ = "0.1.0"
 
@@ -22,3 +23,10 @@ def load(path: str | Path, device: str = "cpu") -> Network:
     from fastcifar import store
 
     return store.network_of(store.load_checkpoint(Path(path)), torch.device(device))
+
+
+def profile(network: Any, loss: Any, optimizer: Any, inputs: Any, targets: Any, steps: int | None = None) -> Profile:
+    """Where the time of a training step of any `nn.Module` goes: `fastcifar.profiler.profile_module`, which see."""
+    from fastcifar import profiler
+
+    return profiler.profile_module(network, loss, optimizer, inputs, targets, steps)

@@ -7,6 +7,7 @@ terminal never holds up a training. Where the output is no terminal, finished th
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Iterable
@@ -32,6 +33,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from fastcifar.trainer import Epoch, Result, Status
 
+PIPE_WIDTH = 140  # characters of a table in a pipe
 PERIOD = 0.5  # seconds between two looks at the state
 
 
@@ -43,7 +45,9 @@ class Screen:
         self.as_json = as_json
         self.quiet = quiet
         stream = sys.stderr if as_json else sys.stdout
-        self.console = Console(stderr=as_json, highlight=False, soft_wrap=stream is None or not stream.isatty())
+        piped = stream is None or not stream.isatty()
+        width = PIPE_WIDTH if piped and "COLUMNS" not in os.environ else None
+        self.console = Console(stderr=as_json, highlight=False, soft_wrap=piped, width=width)
 
     def note(self, text: str) -> None:
         """A line about what goes on."""

@@ -36,6 +36,19 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             temporary.unlink()
 
 
+def write_text(path: Path, text: str) -> None:
+    """A text in UTF-8; raises DataError where it cannot be written."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def check_writable(path: Path) -> None:
+    """Raise DataError where a file at `path` could not be written, before the work that would be lost."""
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} cannot be written: it is no regular file; choose another place.")
+    write_atomically(path.with_name(f".{path.name}.trial"), lambda file: file.write(b"trial"))
+    path.with_name(f".{path.name}.trial").unlink()
+
+
 def save_tensors(path: Path, kind: str, tree: dict[str, Any]) -> None:
     """A tree of tensors and plain values that says what it is; raises DataError where it cannot be written."""
     write_atomically(path, lambda file: torch.save({"kind": kind, "format": FORMAT, **tree}, file))

@@ -117,14 +117,19 @@ def forget_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether this is one of the ways in which PyTorch runs out of memory."""
+    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of plain RuntimeErrors
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in texts)
+
+
 @contextmanager
 def memory_errors(device: torch.device, batch_size: int) -> Iterator[None]:
     """Turn the ways in which PyTorch runs out of memory into an error that says what to try."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of plain RuntimeErrors
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not any(t in str(error) for t in texts):
+        if not out_of_memory(error):
             raise
         peak = peak_memory(device) / 2**30
         raise MachineError(

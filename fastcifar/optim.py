@@ -6,13 +6,14 @@ Learning rates come from a table on the device, one row a step, so that a step c
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from fastcifar import ranges, schedule
 from fastcifar import recipe as recipes
-from fastcifar import schedule
 
 
 @dataclass
@@ -21,6 +22,7 @@ class Group:
 
     name: str
     settings: recipes.Sgd
+    names: list[str]  # of the parameters, as the network has them
     parameters: list[Tensor]
     momenta: list[Tensor]
     trained_steps: int  # after so many steps nothing may move them
@@ -33,14 +35,15 @@ class Optimizer:
         device = next(network.parameters()).device
         members = sort_parameters(network)
         rates, self.groups = [], []
-        for name, parameters in members.items():
-            if not parameters:
+        for name, named in members.items():
+            if not named:
                 continue
+            names, parameters = list(named), list(named.values())
             settings: recipes.Sgd = getattr(recipe, name)
             factors = schedule.over_steps(settings.schedule, steps)
             rates.append([settings.lr * factor for factor in factors])
             momenta = [torch.zeros_like(parameter) for parameter in parameters]
-            self.groups.append(Group(name, settings, parameters, momenta, schedule.trained_steps(factors)))
+            self.groups.append(Group(name, settings, names, parameters, momenta, schedule.trained_steps(factors)))
         self.rates = torch.tensor(rates, dtype=torch.float32).T.contiguous().to(device)  # (steps, groups)
         self.filter_rates = rates[0]
         self.renormalize = renormalized_steps(recipe.filters.renormalize, steps)
@@ -60,10 +63,11 @@ class Optimizer:
             if step >= group.trained_steps:
                 continue
             rate = self.rates[step, column]
-            if isinstance(group.settings, recipes.Filters) and group.settings.method == "muon":
-                muon(group, rate, renormalize=self.renormalize[step])
-            else:
-                sgd(group, rate)
+            with ranges.update(group.names):
+                if isinstance(group.settings, recipes.Filters) and group.settings.method == "muon":
+                    muon(group, rate, renormalize=self.renormalize[step])
+                else:
+                    sgd(group, rate)
             for parameter in group.parameters:
                 parameter.grad = None
 
@@ -77,18 +81,18 @@ class Optimizer:
             torch._foreach_copy_(group.momenta, momenta)
 
 
-def sort_parameters(network: nn.Module) -> dict[str, list[Tensor]]:
-    """Every trained parameter under the name of its section of the recipe."""
-    members: dict[str, list[Tensor]] = {"filters": [], "head": [], "biases": [], "whiten_bias": []}
+def sort_parameters(network: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Every trained parameter by its name, under the name of its section of the recipe."""
+    members: dict[str, dict[str, Tensor]] = {"filters": {}, "head": {}, "biases": {}, "whiten_bias": {}}
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad:
             continue
         if name == "whiten.bias":
-            members["whiten_bias"].append(parameter)
+            members["whiten_bias"][name] = parameter
         elif name == "head.weight":
-            members["head"].append(parameter)
+            members["head"][name] = parameter
         else:
-            members["filters" if parameter.ndim > 1 else "biases"].append(parameter)
+            members["filters" if parameter.ndim > 1 else "biases"][name] = parameter
     return members
 
 
@@ -137,30 +141,31 @@ def muon(group: Group, rate: Tensor, renormalize: bool) -> None:
         factors = torch._foreach_reciprocal(torch._foreach_norm(group.parameters))
         torch._foreach_mul_(factors, [len(parameter) ** 0.5 for parameter in group.parameters])
         torch._foreach_mul_(group.parameters, factors)
-    updates = orthogonalize(directions, settings.newton_schulz)
+    updates = orthogonalize(dict(zip(group.names, directions, strict=True)), settings.newton_schulz)
     torch._foreach_mul_(updates, rate)
     torch._foreach_sub_(group.parameters, updates)
     if settings.weight_decay:  # as a difference: a factor so close to one would not survive half precision
         torch._foreach_sub_(group.parameters, torch._foreach_mul(group.parameters, rate * settings.weight_decay))
 
 
-def orthogonalize(filters: list[Tensor], polynomials: tuple[tuple[float, ...], ...]) -> list[Tensor]:
+def orthogonalize(filters: Mapping[str, Tensor], polynomials: tuple[tuple[float, ...], ...]) -> list[Tensor]:
     """The nearest (semi-)orthogonal matrices, roughly: those of one shape in one batched Newton-Schulz iteration.
 
-    Filters (D, C, h, w) count as matrices (D, h w C): in channels-last memory that is how they lie. Computed in
-    bfloat16 on CUDA, where it is quick and exact enough, else in the type they have; returned as they came.
+    Filters (D, C, h, w), by name, count as matrices (D, h w C): in channels-last memory that is how they lie. Computed
+    in bfloat16 on CUDA, where it is quick and exact enough, else in the type they have; returned as they came.
     """
-    moved = [each.movedim(1, -1) for each in filters]
-    shapes: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, matrix in enumerate(moved):
-        shapes[len(matrix), matrix[0].numel()].append(i)
-    results = list(filters)
-    for members in shapes.values():
-        batch = torch.stack([moved[i].flatten(1) for i in members])
-        batch = newton_schulz(batch.bfloat16() if batch.is_cuda else batch, polynomials)
-        for i, result in zip(members, batch, strict=True):
-            results[i] = result.view(moved[i].shape).movedim(-1, 1).to(filters[i].dtype)
-    return results
+    moved = {name: each.movedim(1, -1) for name, each in filters.items()}
+    shapes: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for name, matrix in moved.items():
+        shapes[len(matrix), matrix[0].numel()].append(name)
+    results = dict(filters)
+    for names in shapes.values():
+        with ranges.update(names):
+            batch = torch.stack([moved[name].flatten(1) for name in names])
+            batch = newton_schulz(batch.bfloat16() if batch.is_cuda else batch, polynomials)
+            for name, result in zip(names, batch, strict=True):
+                results[name] = result.view(moved[name].shape).movedim(-1, 1).to(filters[name].dtype)
+    return list(results.values())
 
 
 def newton_schulz(x: Tensor, polynomials: tuple[tuple[float, ...], ...]) -> Tensor:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -180,6 +180,24 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     for override in overrides:
         _merge(tree, _parse_override(override))
     return from_dict({"name": _title(name), **tree}, where=f"recipe '{name}'")
+
+
+def bind(settings: Iterable[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """Overrides for each of several recipes: `name:section.key=value` is for the one of that name, others for all.
+
+    Raises UsageError for a name that is none of them.
+    """
+    bound: dict[str, list[str]] = {name: [] for name in names}
+    for setting in settings:
+        name, colon, rest = setting.partition(":")
+        if not colon or "=" in name:
+            for each in bound.values():
+                each.append(setting)
+        elif name in bound:
+            bound[name].append(rest)
+        else:
+            raise UsageError(f"--set {setting!r} is for '{name}', which is not here; {nearest(name, names)}")
+    return bound
 
 
 def from_dict(tree: Mapping[str, Any], where: str) -> Recipe:

@@ -11,23 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.profiler import record_function
 
 from fastcifar.data import Dataset
 from fastcifar.errors import UsageError
 from fastcifar.loader import Plan, Planner, render
 from fastcifar.network import BatchNorm, Network
 from fastcifar.optim import Ema, Optimizer
+from fastcifar.ranges import phase
 from fastcifar.recipe import Recipe
 
 WHITENING_CHUNK = 1000  # images rendered at once, to bound memory
-PHASES = ("data", "forward", "loss", "backward", "optimizer")
 DTYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-def phase(name: str) -> record_function:
-    """A range in the profiler's record around one phase of the step; a few microseconds where nobody records."""
-    return record_function(f"phase: {name}")
 
 
 def precision(recipe: Recipe, device: torch.device) -> torch.dtype:
@@ -151,7 +145,8 @@ def step(training: Training) -> None:
     with phase("optimizer"):
         training.optimizer.update(training.step)
         training.ema.update(training.step)
-    count(training.metrics, loss, logits, labels)
+    with phase("loss"):
+        count(training.metrics, loss, logits, labels)
     training.step += 1
 
 

@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fastcifar import cli as command_line
 from fastcifar import data, importing
 
 SHARED = Path(os.environ.get("FASTCIFAR_SHARED", Path(__file__).resolve().parents[2] / "shared" / "cifar10"))
@@ -54,6 +55,7 @@ class Finished:
 
 
 Cli = Callable[..., Finished]
+Call = Callable[..., Finished]
 
 
 @pytest.fixture
@@ -71,6 +73,24 @@ def cli(tmp_path: Path) -> Cli:
         )
         assert "\x1b" not in done.stdout + done.stderr, "control codes in a pipe"
         return Finished(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
+    """Run the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | Path) -> Finished:
+        monkeypatch.setattr(sys, "argv", ["fastcifar", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as left:
+            command_line.main()
+        code = left.value.code
+        out, err = capfd.readouterr()
+        assert isinstance(code, int)
+        return Finished(code, out, err)
 
     return run
 

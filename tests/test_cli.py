@@ -9,38 +9,17 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Cli, Finished, make_folder
+from conftest import Call, Cli, make_folder
 from PIL import Image
 
-from fastcifar import cli as command_line
 from fastcifar import recipe
 
-Call = Callable[..., Finished]
 QUICK = ["--set", "network.widths=[8, 8, 8]", "--set", "training.epochs=0.1", "--set", "evaluation.views=none"]
 TINY = ["train", "tiny", "--dataset", "shapes", *QUICK]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    """Run the command line in this process, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str | Path) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["fastcifar", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            command_line.main()
-        code = left.value.code
-        out, err = capfd.readouterr()
-        assert isinstance(code, int)
-        return Finished(code, out, err)
-
-    return run
 
 
 @pytest.fixture(scope="module")

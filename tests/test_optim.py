@@ -34,8 +34,8 @@ def test_every_trained_parameter_is_in_one_group() -> None:
         network = network_of(name)
         members = sort_parameters(network)
         assert sum(map(len, members.values())) == sum(p.requires_grad for p in network.parameters())
-        assert all(p.ndim == 1 for p in members["biases"] + members["whiten_bias"])
-        assert all(p.ndim > 1 for p in members["filters"] + members["head"])
+        assert all(p.ndim == 1 for p in [*members["biases"].values(), *members["whiten_bias"].values()])
+        assert all(p.ndim > 1 for p in [*members["filters"].values(), *members["head"].values()])
 
 
 def test_sgd_is_pytorchs_sgd() -> None:
@@ -48,7 +48,7 @@ def test_sgd_is_pytorchs_sgd() -> None:
     for name, parameters in sort_parameters(theirs).items():
         part = getattr(settings.optimizer, name)
         if parameters:
-            groups.append({"params": parameters, "weight_decay": part.weight_decay, "section": part})
+            groups.append({"params": list(parameters.values()), "weight_decay": part.weight_decay, "section": part})
     reference = torch.optim.SGD(groups, lr=1, momentum=0.85, nesterov=True)
     from fastcifar.schedule import over_steps
 
@@ -96,7 +96,7 @@ def test_newton_schulz_brings_singular_values_near_one_and_keeps_the_directions(
 def test_batched_orthogonalisation_is_that_of_each_filter() -> None:
     filters: list[Tensor] = [torch.randn(s) for s in [(8, 4, 3, 3), (16, 8, 3, 3), (8, 4, 3, 3), (6, 10)]]
     polynomials = ((3.4445, -4.7750, 2.0315),) * 3
-    together = orthogonalize(filters, polynomials)
+    together = orthogonalize({str(i): each for i, each in enumerate(filters)}, polynomials)
     for one, result in zip(filters, together, strict=True):
         alone = newton_schulz(one.flatten(1)[None], polynomials)[0].view(one.shape)
         torch.testing.assert_close(result, alone, atol=1e-5, rtol=1e-4)
@@ -109,7 +109,7 @@ def test_muon_sets_the_norm_of_filters_before_it_moves_them() -> None:
     give_gradients(network, 0)
     optimizer.groups[0].trained_steps = 4  # a rate of zero would freeze them
     optimizer.update(0)
-    for parameter in sort_parameters(network)["filters"]:
+    for parameter in sort_parameters(network)["filters"].values():
         assert float(parameter.detach().norm()) == pytest.approx(len(parameter) ** 0.5, rel=1e-4)
 
 

@@ -1,0 +1,536 @@
+"""The cost of one step, layer by layer: the trainer's own step, recorded, counted and taken apart.
+
+`subject_of` makes a recipe's step a subject, `profile_module` brings any network, loss and optimizer. A subject's step
+runs once to be counted, then by turns as it is, for its time, and recorded, for its parts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcifar import census, ranges, roofline, stats, trace
+from fastcifar.clock import Mark
+from fastcifar.data import Dataset
+from fastcifar.machine import out_of_memory
+from fastcifar.ranges import PHASES, ROOT, phase
+from fastcifar.recipe import Recipe
+from fastcifar.roofline import Roofline
+from fastcifar.step import Training, step
+from fastcifar.trace import LOSS, Event, Work
+
+ENGINE = "eager"
+WHITENING_IMAGES = 500  # no time depends on how well the filters whiten
+CPU_BATCH = 128  # images a step on a CPU, where nothing else is asked: the parts keep their proportions
+STEPS = {"cuda": 10}  # recorded steps; elsewhere 5
+TIMED_TOGETHER = {"cuda": 5}  # steps in a row that are timed as one, so that the host runs ahead; elsewhere 1
+QUIET_KINETO = "99"  # the level of its log above all that PyTorch's recorder says
+
+
+@dataclass
+class Subject:
+    """A step that can be run again and again, and the network in it."""
+
+    name: str
+    network: nn.Module
+    run: Callable[[], None]
+    batch: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Item:
+    """A kernel's time in one phase and layer of a mean step; `phase` is None where it is not known whose work it is."""
+
+    phase: str | None
+    layer: str | None
+    op: str
+    kernel: str
+    ms: float
+    launches: float
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one layer costs in a step, on the average; a container's own work stands as `<name>.self`.
+
+    Kernels, FLOPs and bytes are those of forward and backward; `share` is of the step, `roofline_share` of what the
+    device can do.
+    """
+
+    name: str
+    kind: str
+    output: list[int] | None
+    parameters: int
+    forward_ms: float
+    backward_ms: float
+    optimizer_ms: float
+    optimizer_shared: bool  # part of it is a share, by size, in kernels that update other layers too
+    total_ms: float
+    total_std_ms: float
+    share: float
+    kernels: int
+    flops: int
+    bytes: int
+    tflops: float
+    gb_per_s: float
+    bound: str
+    roofline_share: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One step taken apart; milliseconds. `phases` and `unattributed_ms` add up to `kernel_ms`, the layers' forward
+    and backward to those phases."""
+
+    recipe: str
+    batch: int
+    steps: int
+    engine: str
+    step_ms: float
+    step_std_ms: float
+    kernel_ms: float
+    idle_ms: float
+    unattributed_ms: float
+    recorded_step_ms: float  # with the profiler at work: the difference is its own
+    roofline: Roofline
+    phases: dict[str, float]
+    layers: list[Layer]
+    items: list[Item]
+    events: list[Event]  # of the last recorded step, with phase and layer
+    step_times_ms: list[float]
+    layer_times_ms: dict[str, list[float]]  # the total of each layer in each recorded step
+
+    def document(self) -> dict[str, Any]:
+        """What `--json` holds, with the sums by kernel and by operator."""
+        left_out = ("items", "events", "step_times_ms", "layer_times_ms")
+        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
+        return {
+            **found,
+            "roofline": dataclasses.asdict(self.roofline),
+            "layers": [dataclasses.asdict(layer) for layer in self.layers],
+            "kernels": [dataclasses.asdict(each) for each in grouped(self.items, "kernel")],
+            "ops": [dataclasses.asdict(each) for each in grouped(self.items, "op")],
+        }
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """All items of one kernel or operator: its time, its launches, and the layers it serves, largest first."""
+
+    name: str
+    ms: float
+    kernels: float
+    phases: list[str]
+    layers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One layer in two profiles, in milliseconds a step; None where it is in one of them alone."""
+
+    name: str
+    a_ms: float | None
+    b_ms: float | None
+    difference_ms: float
+    ci95: list[float] | None
+    ratio: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two profiles measured by turns: b over a for the whole step, b minus a for each layer."""
+
+    step_ratio: float
+    ci95: list[float] | None
+    layers: list[Difference]
+
+
+# --------------------------------------------------------------------------------------------------------- subjects
+
+
+def with_batch(recipe: Recipe, batch: int | None, device: torch.device) -> Recipe:
+    """The recipe with that many images a step, or with what suits the device."""
+    default = recipe.training.batch_size if device.type == "cuda" else min(CPU_BATCH, recipe.training.batch_size)
+    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, batch_size=batch or default))
+
+
+def subject_of(
+    recipe: Recipe, dataset: Dataset, device: torch.device, weights: dict[str, Tensor] | None = None
+) -> Subject:
+    """The trainer's step on a recipe, always the same kind: the second of the run, with all that is trained then."""
+    few = dataclasses.replace(recipe.network.whiten, images=WHITENING_IMAGES)
+    recipe = dataclasses.replace(recipe, network=dataclasses.replace(recipe.network, whiten=few))
+    training = Training(recipe, dataset, device, seed=0)
+    if weights is None:
+        training.whiten()
+    else:
+        training.network.load_state_dict(weights)
+    training.network.train()
+
+    def run() -> None:
+        training.step = min(1, training.total_steps - 1)
+        step(training)
+
+    return Subject(recipe.name, training.network, run, training.batch_size, device, training.dtype)
+
+
+def subject_of_module(
+    network: nn.Module,
+    loss: Callable[[Any, Any], Tensor],
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor | tuple[Tensor, ...],
+    targets: Any,
+) -> Subject:
+    """A training step of a network, loss and optimizer of one's own, always on the same batch."""
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    first = next(iter(network.parameters()), given[0])
+
+    def run() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with phase("forward"):
+            outputs = network(*given)
+        with phase("loss"):
+            value = loss(outputs, targets)
+        with phase("backward"):
+            value.backward()  # type: ignore[no-untyped-call]
+        with phase("optimizer"):
+            optimizer.step()
+
+    return Subject(type(network).__name__, network, run, len(given[0]), first.device, first.dtype)
+
+
+def profile_module(
+    network: nn.Module,
+    loss: Callable[[Any, Any], Tensor],
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor | tuple[Tensor, ...],
+    targets: Any,
+    steps: int | None = None,
+) -> Profile:
+    """Profile training steps of any network on one batch; the steps do train it, so hand in a copy where that matters.
+
+    `loss(network(*inputs), targets)` must give a scalar; `inputs` is a tensor whose first dimension is the batch, or a
+    tuple of such. Public as `fastcifar.profile`.
+    """
+    return profile(subject_of_module(network, loss, optimizer, inputs, targets), steps)
+
+
+# -------------------------------------------------------------------------------------------------------- measuring
+
+
+def profile(subject: Subject, steps: int | None = None) -> Profile:
+    """Measure a subject over so many recorded steps (10 on CUDA, 5 elsewhere)."""
+    return measure([subject], steps)[0]
+
+
+def compare(a: Subject, b: Subject, steps: int | None = None) -> tuple[Profile, Profile, Comparison]:
+    """Measure two subjects by turns (A B, B A, …), so that drift of the machine hits both alike."""
+    first, second = measure([a, b], steps)
+    return first, second, comparison(first, second)
+
+
+def measure(subjects: list[Subject], steps: int | None = None) -> list[Profile]:
+    """The profiles of subjects measured by turns."""
+    device = subjects[0].device
+    steps = steps or STEPS.get(device.type, 5)
+    recorders = [Recorder(subject) for subject in subjects]
+    for i in range(steps):
+        for recorder in recorders if i % 2 == 0 else reversed(recorders):
+            recorder.time()
+            recorder.record()
+    ceilings = {subject.dtype: roofline.measure(device, subject.dtype) for subject in subjects}
+    return [recorder.profile(ceilings[recorder.subject.dtype]) for recorder in recorders]
+
+
+def fitting_batch(subject_for: Callable[[int], Subject], batch: int) -> int:
+    """The largest half, quarter, … of a batch that was too large for the memory, whose step runs; at least 1."""
+    while batch > 1:
+        batch //= 2
+        try:
+            subject_for(batch).run()
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+        else:
+            break
+    return batch
+
+
+class Recorder:
+    """One subject's counts, times and recorded steps."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.rows = Rows(subject.network)
+        self.step_times: list[float] = []  # seconds, without the profiler
+        self.recorded_times: list[float] = []  # seconds, with it
+        self.works: list[list[Work]] = []
+        self.events: list[Event] = []
+        self.counts, self.outputs = self.count()
+        if subject.device.type == "cuda":  # a first step to choose kernels, a first recording to load the profiler
+            subject.run()
+            self.record()
+            self.recorded_times, self.works = [], []
+
+    def count(self) -> tuple[dict[census.Place, census.Count], dict[str, list[int]]]:
+        """Run one step to count what it asks for, and to see the shapes of the layers' outputs; it warms up too."""
+        outputs: dict[str, list[int]] = {}
+
+        def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def note(module: nn.Module, inputs: Any, output: Any) -> None:
+                if isinstance(output, Tensor):
+                    outputs[name] = list(output.shape)
+
+            return note
+
+        hooks = [m.register_forward_hook(watch(name or ROOT)) for name, m in self.subject.network.named_modules()]
+        counting = census.Census()
+        with ranges.layers(self.subject.network), counting:
+            self.subject.run()
+        for hook in hooks:
+            hook.remove()
+        return counting.counts, outputs
+
+    def time(self) -> None:
+        """Time the step as it is."""
+        together = TIMED_TOGETHER.get(self.subject.device.type, 1)
+        if together > 1:
+            self.subject.run()
+        before = Mark(self.subject.device)
+        for _ in range(together):
+            self.subject.run()
+        after = Mark(self.subject.device)
+        after.wait()
+        self.step_times.append(after.seconds_since(before) / together)
+
+    def record(self) -> None:
+        """Run one recorded step and find out whose work it is."""
+        os.environ.setdefault("KINETO_LOG_LEVEL", QUIET_KINETO)
+        device = self.subject.device
+        use = device.type if device.type == "cuda" else None
+        # Not torch.profiler.profile, which imports the compiler (seconds) to do the same.
+        with (
+            ranges.layers(self.subject.network),
+            torch.autograd.profiler.profile(use_device=use, use_kineto=True) as recorded,
+        ):
+            before = Mark(device)
+            self.subject.run()
+            after = Mark(device)
+            after.wait()
+        self.recorded_times.append(after.seconds_since(before))
+        self.events = events_of(recorded)
+        self.works.append(trace.attribute(self.events, device.type))
+
+    def profile(self, ceilings: Roofline) -> Profile:
+        """All that was measured, on the average."""
+        table = Breakdown(self.rows, self.works)
+        kernel_ms = sum(item.ms for item in table.items)
+        step_ms = 1000 * statistics.fmean(self.step_times)
+        phases = {name: sum(item.ms for item in table.items if item.phase == name) for name in PHASES}
+        whole = max(step_ms, kernel_ms)
+        return Profile(
+            recipe=self.subject.name,
+            batch=self.subject.batch,
+            steps=len(self.works),
+            engine=ENGINE,
+            step_ms=step_ms,
+            step_std_ms=1000 * spread(self.step_times),
+            kernel_ms=kernel_ms,
+            idle_ms=whole - kernel_ms,
+            unattributed_ms=sum(item.ms for item in table.items if item.phase is None),
+            recorded_step_ms=1000 * statistics.fmean(self.recorded_times),
+            roofline=ceilings,
+            phases=phases,
+            layers=[self.layer(name, table, ceilings, whole) for name in table.names()],
+            items=table.items,
+            events=trace.annotated(self.events, self.rows.names),
+            step_times_ms=[1000 * time for time in self.step_times],
+            layer_times_ms={name: table.totals(name) for name in table.names()},
+        )
+
+    def layer(self, name: str, table: Breakdown, ceilings: Roofline, whole: float) -> Layer:
+        """The row of one layer."""
+        counts = [
+            count
+            for (place, layer), count in self.counts.items()
+            if place in ("forward", "backward") and self.rows.names.get(layer or "") == name
+        ]
+        flops, size = sum(count.flops for count in counts), sum(count.bytes for count in counts)
+        forward, backward, optimizer = (table.ms(name, each) for each in ("forward", "backward", "optimizer"))
+        passes, total = forward + backward, forward + backward + optimizer
+        cuda = self.subject.device.type == "cuda"
+        kernels = table.launches(name) if cuda else sum(count.kernels for count in counts)
+        return Layer(
+            name=name,
+            kind=self.rows.kinds[name],
+            output=self.outputs.get(self.rows.modules.get(name, "")),
+            parameters=self.rows.parameters[name],
+            forward_ms=forward,
+            backward_ms=backward,
+            optimizer_ms=optimizer,
+            optimizer_shared=name in table.shared,
+            total_ms=total,
+            total_std_ms=spread(table.totals(name)),
+            share=total / whole if whole else 0.0,
+            kernels=kernels,
+            flops=flops,
+            bytes=size,
+            tflops=flops / passes / 1e9 if passes else 0.0,
+            gb_per_s=size / passes / 1e6 if passes else 0.0,
+            bound=ceilings.bound(flops, size, kernels),
+            roofline_share=ceilings.share(flops, size, passes),
+        )
+
+
+def events_of(recorded: Any) -> list[Event]:
+    """The events of a recording, which PyTorch hands out as a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        recorded.export_chrome_trace(str(path))
+        events: list[Event] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+    return events
+
+
+def spread(values: list[float]) -> float:
+    """The standard deviation; zero for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+# -------------------------------------------------------------------------------------------------------- the tables
+
+
+class Rows:
+    """The rows of the table of layers: every module without children, and of the others what they do themselves."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.names: dict[str, str] = {LOSS: LOSS}  # module: row
+        self.modules: dict[str, str] = {}  # row: module
+        self.kinds: dict[str, str] = {}
+        self.parameters: dict[str, int] = defaultdict(int)  # how many numbers, trained or not
+        self.updated: dict[str, tuple[str, int]] = {}  # trained parameter: its row, how many numbers
+        for name, module in network.named_modules():
+            row = (name or ROOT) + (".self" if next(module.children(), None) is not None else "")
+            self.names[name or ROOT] = row
+            self.modules[row] = name or ROOT
+            self.kinds[row] = type(module).__name__
+        for name, parameter in network.named_parameters():
+            row = self.names[name.rpartition(".")[0] or ROOT]
+            self.parameters[row] += parameter.numel()
+            if parameter.requires_grad:
+                self.updated[name] = (row, parameter.numel())
+        self.kinds[LOSS] = "loss"
+
+    def shares(self, parameters: tuple[str, ...]) -> dict[str, float]:
+        """How an update of these parameters (all, where none is named) is shared among the rows: by size."""
+        sizes: dict[str, int] = defaultdict(int)
+        for row, count in [self.updated[name] for name in parameters or self.updated if name in self.updated]:
+            sizes[row] += count
+        whole = sum(sizes.values())
+        return {row: size / whole for row, size in sizes.items()} if whole else {}
+
+
+@dataclass
+class Breakdown:
+    """The work of all recorded steps, by phase, row, operator and kernel."""
+
+    rows: Rows
+    works: list[list[Work]]
+    items: list[Item] = field(default_factory=list)
+    shared: set[str] = field(default_factory=set)  # rows whose update shares a kernel with others
+
+    def __post_init__(self) -> None:
+        sums: dict[tuple[str | None, str | None, str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
+        self.by_row: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(self.works))  # ms in each step
+        for i, works in enumerate(self.works):
+            for work in works:
+                for phase_name, row, part in self.owners(work):
+                    entry = sums[phase_name, row, work.context.op or work.kernel, work.kernel]
+                    entry[0] += part * work.time / 1000 / len(self.works)
+                    entry[1] += part / len(self.works)
+                    if row is not None:
+                        self.by_row[row][i] += part * work.time / 1000 if phase_name != "loss" else 0.0
+        self.items = [Item(*key, ms=ms, launches=launches) for key, (ms, launches) in sums.items()]
+
+    def owners(self, work: Work) -> list[tuple[str | None, str | None, float]]:
+        """The phase, row and share of each owner of a piece of work; all None where nobody is known."""
+        context = work.context
+        if context.phase == "optimizer":
+            shares = self.rows.shares(context.parameters)
+            if len(shares) > 1:
+                self.shared.update(shares)
+            return [("optimizer", row, part) for row, part in shares.items()] or [("optimizer", None, 1.0)]
+        row = self.rows.names.get(context.layer or "")
+        if context.phase in ("forward", "backward") and row is None:
+            return [(None, None, 1.0)]
+        return [(context.phase, row, 1.0)]
+
+    def names(self) -> list[str]:
+        """The rows in the network's order; a container's own only where it works itself."""
+        return [
+            name
+            for name in self.rows.kinds
+            if not name.endswith(".self") or name in self.by_row or self.rows.parameters[name]
+        ]
+
+    def ms(self, name: str, phase_name: str) -> float:
+        return sum(item.ms for item in self.items if item.layer == name and item.phase == phase_name)
+
+    def launches(self, name: str) -> int:
+        """Kernels of a row in forward and backward."""
+        passes = [item for item in self.items if item.layer == name and item.phase in ("forward", "backward")]
+        return round(sum(item.launches for item in passes))
+
+    def totals(self, name: str) -> list[float]:
+        """Milliseconds of a row in each recorded step."""
+        return self.by_row.get(name, [0.0] * len(self.works))
+
+
+def grouped(items: list[Item], by: str) -> list[Grouped]:
+    """The items summed by `kernel` or `op`, largest first."""
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        groups[getattr(item, by)].append(item)
+    found = []
+    for name, members in groups.items():
+        layers: dict[str, float] = defaultdict(float)
+        for item in members:
+            layers[item.layer or item.phase or "unattributed"] += item.ms
+        ordered = dict(sorted(layers.items(), key=lambda pair: -pair[1]))
+        phases = [each for each in PHASES if any(item.phase == each for item in members)]
+        found.append(Grouped(name, sum(i.ms for i in members), sum(i.launches for i in members), phases, ordered))
+    return sorted(found, key=lambda group: -group.ms)
+
+
+def comparison(a: Profile, b: Profile) -> Comparison:
+    """Two profiles of as many steps, measured by turns; step i of one belongs to step i of the other."""
+    ratio = stats.time_ratio(a.step_times_ms, b.step_times_ms)
+    names = [layer.name for layer in a.layers]
+    names += [layer.name for layer in b.layers if layer.name not in names]
+    return Comparison(ratio.effect, as_list(ratio.ci95), [difference(name, a, b) for name in names])
+
+
+def difference(name: str, a: Profile, b: Profile) -> Difference:
+    """One layer in both profiles; one that is missing takes no time."""
+    times_a, times_b = a.layer_times_ms.get(name), b.layer_times_ms.get(name)
+    nothing = [0.0] * a.steps
+    found = stats.paired_difference(times_a or nothing, times_b or nothing)
+    mean_a, mean_b = (statistics.fmean(times) if times else None for times in (times_a, times_b))
+    ratio = mean_b / mean_a if mean_a and mean_b is not None else None
+    return Difference(name, mean_a, mean_b, found.effect, as_list(found.ci95), ratio)
+
+
+def as_list(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
