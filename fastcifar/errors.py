@@ -42,6 +42,10 @@ class MachineError(FastcifarError):
     exit_code = MACHINE
 
 
+class Diverged(MachineError):
+    """The loss of a training is not finite (4)."""
+
+
 class Interrupted(FastcifarError):
     """Somebody pressed Ctrl-C; the message says what was kept (130)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fastcifar.profiler import Layer, Profile
+    from fastcifar.report import Report
+    from fastcifar.results import Record
 
 WIDTH, MARGIN, HEAD = 1400, 12, 64  # pixels
 ROWS = (26, 26, 150, 180)  # heights of step, phase, layer and kernel, pixels
@@ -134,3 +137,99 @@ def legend(y: float) -> Iterable[str]:
         yield f'<rect x="{x:.0f}" y="{y}" width="14" height="14" fill="{color}" stroke="#999"/>'
         yield f'<text x="{x + 19:.0f}" y="{y + 11}">{text}</text>'
         x += 40 + LETTER * len(text)
+
+
+SCATTER = (900, 560)  # pixels
+FRAME = (70, 40, 30, 60)  # left, top, right, bottom of the plot, pixels
+SERIES = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
+TICKS = 5
+
+
+def scatter(runs: list[Record], report: Report) -> str:
+    """Accuracy against train time: every run a point, the means with their intervals, the target a line."""
+    width, height = SCATTER
+    done = [run for run in runs if run["accuracy"] is not None]
+    target = report.target
+    accuracies = [100 * run["accuracy"] for run in done] + ([target] if target is not None else [])
+    x = axis([run["train_s"] for run in done], FRAME[0], width - FRAME[2])
+    y = axis(accuracies, height - FRAME[3], FRAME[1])
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="DejaVu Sans, Verdana, sans-serif" font-size="12">',
+        f'<rect width="{width}" height="{height}" fill="white"/>',
+        *grid(x, y),
+    ]
+    if target is not None:
+        line = f'x1="{FRAME[0]}" x2="{width - FRAME[2]}" y1="{y.place(target):.1f}" y2="{y.place(target):.1f}"'
+        parts.append(f'<line {line} stroke="#555" stroke-dasharray="6 4"/>')
+        parts.append(
+            f'<text x="{width - FRAME[2] - 4}" y="{y.place(target) - 5:.1f}" text-anchor="end">{target:g} %</text>'
+        )
+    for i, one in enumerate(report.recipes):
+        color = SERIES[i % len(SERIES)]
+        for run in (run for run in done if run["name"] == one.name):
+            at = f'cx="{x.place(run["train_s"]):.1f}" cy="{y.place(100 * run["accuracy"]):.1f}"'
+            words = f"{one.name}, seed {run['seed']}: {100 * run['accuracy']:.2f} % in {run['train_s']:.3g} s"
+            parts.append(
+                f'<circle {at} r="3" fill="{color}" fill-opacity="0.45"><title>{escape(words)}</title></circle>'
+            )
+        parts.append(f'<rect x="{FRAME[0] + 8}" y="{FRAME[1] + 6 + 18 * i}" width="12" height="12" fill="{color}"/>')
+        parts.append(f'<text x="{FRAME[0] + 26}" y="{FRAME[1] + 16 + 18 * i}">{escape(one.name)}</text>')
+        if one.accuracy and one.train_s:
+            low, high = one.accuracy.ci95 or (one.accuracy.mean, one.accuracy.mean)
+            quick, slow = one.train_s.ci95 or (one.train_s.mean, one.train_s.mean)
+            middle = (x.place(one.train_s.mean), y.place(100 * one.accuracy.mean))
+            for x1, y1, x2, y2 in [
+                (x.place(quick), middle[1], x.place(slow), middle[1]),
+                (middle[0], y.place(100 * low), middle[0], y.place(100 * high)),
+            ]:
+                ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+                parts.append(f'<line {ends} stroke="{color}" stroke-width="2.5"/>')
+            parts.append(f'<circle cx="{middle[0]:.1f}" cy="{middle[1]:.1f}" r="5" fill="{color}" stroke="white"/>')
+    return "\n".join([*parts, "</svg>\n"])
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values `low`..`high` on pixels `start`..`end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def place(self, value: float) -> float:
+        """The pixel of a value."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Round values across the axis."""
+        step = (self.high - self.low) / TICKS
+        power = 10.0 ** math.floor(math.log10(step))
+        step = next(m * power for m in (1, 2, 5, 10) if m * power >= step)
+        first = math.ceil(self.low / step)
+        return [step * i for i in range(first, math.floor(self.high / step) + 1)]
+
+
+def axis(values: list[float], start: float, end: float) -> Axis:
+    """An axis that holds the values with a margin."""
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
+    return Axis(low - margin, high + margin, start, end)
+
+
+def grid(x: Axis, y: Axis) -> Iterable[str]:
+    """The frame with its ticks and names."""
+    width, height = SCATTER
+    for value in x.ticks():
+        at = x.place(value)
+        yield f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{FRAME[1]}" y2="{height - FRAME[3]}" stroke="#eee"/>'
+        yield f'<text x="{at:.1f}" y="{height - FRAME[3] + 18}" text-anchor="middle">{value:.6g}</text>'
+    for value in y.ticks():
+        at = y.place(value)
+        yield f'<line x1="{FRAME[0]}" x2="{width - FRAME[2]}" y1="{at:.1f}" y2="{at:.1f}" stroke="#eee"/>'
+        yield f'<text x="{FRAME[0] - 8}" y="{at + 4:.1f}" text-anchor="end">{value:.6g}</text>'
+    middle = FRAME[1] + (height - FRAME[1] - FRAME[3]) / 2
+    yield f'<text x="{width / 2}" y="{height - 16}" text-anchor="middle">train time, s</text>'
+    yield f'<text transform="translate(18 {middle}) rotate(-90)" text-anchor="middle">accuracy, %</text>'
+    yield f'<text x="{FRAME[0]}" y="24" font-size="14">every run a point; means with their 95 % intervals</text>'

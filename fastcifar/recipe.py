@@ -179,7 +179,7 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     tree = _read(name, ())
     for override in overrides:
         _merge(tree, _parse_override(override))
-    return from_dict({"name": _title(name), **tree}, where=f"recipe '{name}'")
+    return from_dict({"name": title(name), **tree}, where=f"recipe '{name}'")
 
 
 def bind(settings: Iterable[str], names: Sequence[str]) -> dict[str, list[str]]:
@@ -217,7 +217,7 @@ def to_toml(recipe: Recipe) -> str:
     return "\n".join(_toml_lines(to_dict(recipe), "")).strip() + "\n"
 
 
-def _title(name: str) -> str:
+def title(name: str) -> str:
     return Path(name).stem if _is_path(name) else name
 
 

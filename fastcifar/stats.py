@@ -194,8 +194,8 @@ def student_t_cdf(t: float, df: float) -> float:
     """The probability that Student's t with `df` degrees of freedom is at most `t` (ValueError unless df > 0)."""
     if df <= 0:
         raise ValueError("Student's t needs more than zero degrees of freedom")
-    if df > 1e7 or t == 0 or math.isinf(t):
-        return NORMAL.cdf(t)  # from there on the two differ by less than 1e-7
+    if df > 1e7 or abs(t) < 1e-100 or math.isinf(t):
+        return NORMAL.cdf(t)  # there the two differ by less than 1e-7
     ratio = abs(t) / math.sqrt(df)
     hypotenuse = math.hypot(1, ratio)
     tail = _incomplete_beta(df / 2, 0.5, -2 * math.log(hypotenuse), 2 * math.log(ratio / hypotenuse)) / 2

@@ -19,7 +19,7 @@ from torch import Tensor
 from fastcifar import evaluate
 from fastcifar.clock import Mark, process_age
 from fastcifar.data import Dataset
-from fastcifar.errors import MachineError
+from fastcifar.errors import Diverged
 from fastcifar.machine import forget_peak_memory, peak_memory
 from fastcifar.recipe import Evaluation, Recipe
 from fastcifar.step import Training, step, total_steps
@@ -100,7 +100,7 @@ def train(
 
     Every `eval_every` epochs the test accuracy is taken, outside the train time. `on_change` is called with the same
     status again and again and must return at once. `save` is called with the state after each epoch that was worth
-    it; `saved` is such a state to go on from. Raises MachineError when the loss is not finite.
+    it; `saved` is such a state to go on from. Raises Diverged when the loss is not finite.
     """
     setup_s = process_age()
     forget_peak_memory(training.device)
@@ -180,7 +180,7 @@ class Loop:
         status = self.status
         loss, correct, images = tick.metrics.tolist()
         if not math.isfinite(loss):
-            raise MachineError(
+            raise Diverged(
                 f"The loss is not finite at step {tick.step} of {status.total_steps}: try a lower "
                 "optimizer.filters.lr, or training.precision=float32."
             )

@@ -1,0 +1,176 @@
+"""What a person sees of a bench: a row a recipe while it runs, and the report as a table or as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from fastcifar.bench import Plan, Progress
+from fastcifar.console import Screen, View, duration
+from fastcifar.report import POINT, Report, Summary
+from fastcifar.stats import Estimate
+
+
+class BenchView(View):
+    """Runs done, accuracy and time of each recipe, and the time to go."""
+
+    def __init__(self, screen: Screen, plan: Plan) -> None:
+        super().__init__(screen)
+        self.plan = plan
+        self.progress: Progress | None = None
+        self.told: int | None = None
+
+    def update(self, progress: Progress) -> None:
+        """Keep the latest state; returns at once."""
+        self.progress = progress
+
+    def draw(self) -> RenderableType:
+        progress = self.progress
+        if progress is None:
+            return Text("starting")
+        runs = list(progress.runs)
+        return Group(summary_table(self.plan.report(runs), compact=True), self.line(progress, len(runs)))
+
+    def line(self, progress: Progress, done: int) -> Text:
+        """What runs now, and the time to go."""
+        status, left = progress.status, progress.seconds_left()
+        step = f", step {status.steps_done} of {status.total_steps}" if status else ""
+        to_go = f"; {duration(left)} to go" if left is not None else ""
+        now = f"; {progress.now}, seed {progress.seed}{step}" if done < progress.total else ""
+        return Text(f"{done} of {progress.total} runs{now}{to_go}")
+
+    def lines(self) -> Iterable[str]:
+        if self.progress is None:
+            return
+        runs = list(self.progress.runs)
+        self.told = self.progress.before if self.told is None else self.told
+        for run in runs[self.told :]:
+            what = "diverged" if run["diverged"] else f"{100 * run['accuracy']:.2f} % in {duration(run['train_s'])}"
+            yield f"{run['name']}, seed {run['seed']}: {what}"
+        self.told = len(runs)
+
+
+def points(estimate: Estimate | None) -> str:
+    """A mean accuracy in percent with its 95 % interval."""
+    if estimate is None:
+        return ""
+    half = f" ± {(estimate.ci95[1] - estimate.mean) / POINT:.2f}" if estimate.ci95 else ""
+    return f"{estimate.mean / POINT:.2f}{half}"
+
+
+def seconds(estimate: Estimate | None) -> str:
+    """A mean time in seconds with its 95 % interval."""
+    if estimate is None:
+        return ""
+    half = f" ± {figure(estimate.ci95[1] - estimate.mean)}" if estimate.ci95 else ""
+    return f"{figure(estimate.mean)}{half}"
+
+
+def figure(value: float) -> str:
+    """Three digits or more, without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def spread(estimate: Estimate | None, unit: float) -> str:
+    return f"{estimate.std / unit:.2g}" if estimate and estimate.std is not None else ""
+
+
+def probability(p: float | None) -> str:
+    return "" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def columns(report: Report, compact: bool) -> list[str]:
+    """The headings of the table of recipes."""
+    full = ["", "runs", "accuracy, %", "std", "train time, s", "std"]
+    return full[:3] + full[4:5] if compact else [*full, *([f"p(< {report.target:g} %)"] if report.target else [])]
+
+
+def cells(one: Summary, report: Report, compact: bool) -> list[str]:
+    """One recipe's row."""
+    runs = f"{one.runs}" + (f" ({one.diverged} diverged)" if one.diverged else "")
+    full = [one.name, runs, points(one.accuracy), spread(one.accuracy, POINT), seconds(one.train_s)]
+    if compact:
+        return full[:3] + full[4:5]
+    return [*full, spread(one.train_s, 1), *([probability(one.p_target)] if report.target else [])]
+
+
+def summary_table(report: Report, compact: bool = False) -> Table:
+    """A row a recipe: means with their 95 % intervals."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for i, heading in enumerate(columns(report, compact)):
+        table.add_column(heading, justify="left" if i == 0 else "right")
+    for one in report.recipes:
+        table.add_row(*cells(one, report, compact))
+    return table
+
+
+def comparison_rows(report: Report) -> list[list[str]]:
+    """A row a comparison: the differences with their intervals and p-values."""
+    rows = []
+    for each in report.comparisons:
+        low, high = each.accuracy_ci95 or (None, None)
+        between = f"{low / POINT:+.2f} to {high / POINT:+.2f}" if low is not None and high is not None else ""
+        times = f"{each.time_ci95[0]:.3f} to {each.time_ci95[1]:.3f}" if each.time_ci95 else ""
+        difference = f"{each.accuracy_difference / POINT:+.3f}"
+        p = "any time" if each.sequential else probability(each.accuracy_p)
+        ratio = [f"{each.time_ratio:.3f}", times, probability(each.time_p)]
+        rows.append([f"{each.b} - {each.a}", str(each.pairs), difference, between, p, *ratio])
+    return rows
+
+
+HEADINGS = ["", "pairs", "accuracy, points", "95 %", "p", "time, ratio", "95 %", "p"]
+
+
+def remarks(report: Report) -> list[str]:
+    """The sentences under the tables."""
+    found = [each.verdict for each in report.comparisons]
+    for one in report.recipes:
+        if one.outliers:
+            seeds = ", ".join(map(str, one.outliers[:8])) + (", …" if len(one.outliers) > 8 else "")
+            found.append(
+                f"{one.name}: the train time of seed {seeds} is far from the others'; was the machine disturbed?"
+            )
+        if one.drift is not None:
+            way = "longer" if one.drift > 0 else "shorter"
+            found.append(f"{one.name}: runs became {way} by {100 * abs(one.drift):.0f} % from first to last.")
+    if report.comparisons and report.comparisons[0].sequential:
+        found.append(
+            "The accuracy intervals hold at whatever moment one stops (Wang and Ramdas, Anytime-valid t-tests, 2024)."
+        )
+    return found
+
+
+def screen_report(report: Report) -> RenderableType:
+    """The report for a terminal."""
+    parts: list[RenderableType] = [summary_table(report)]
+    if report.comparisons:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for i, heading in enumerate(HEADINGS):
+            table.add_column(heading, justify="left" if i == 0 else "right")
+        for row in comparison_rows(report):
+            table.add_row(*row)
+        parts.append(table)
+    return Group(*parts, *(Text(line) for line in remarks(report)))
+
+
+def markdown(report: Report) -> str:
+    """The report for a README."""
+
+    def table(headings: list[str], rows: list[list[str]]) -> list[str]:
+        rule = ["---", *["---:"] * (len(headings) - 1)]
+        return ["| " + " | ".join(line) + " |" for line in [headings, rule, *rows]]
+
+    lines = table(columns(report, False), [cells(one, report, False) for one in report.recipes])
+    if report.comparisons:
+        lines += ["", *table(HEADINGS, comparison_rows(report))]
+    return "\n".join([*lines, "", *(f"- {line}" for line in remarks(report))]).rstrip()
+
+
+def introduction(plan: Plan, device: str, path: Path) -> str:
+    """One line before the start."""
+    return f"{', '.join(plan.recipes)} on {plan.dataset.name}: {len(plan.seeds)} runs each on {device}, kept in {path}"
