@@ -64,7 +64,7 @@ def time_ratio(a: Sequence[float], b: Sequence[float]) -> Comparison:
     The test is the paired one of the logarithms, as what slows a machine down multiplies times. Times are in any
     one unit and above zero (ValueError).
     """
-    if min(*a, *b, math.inf) <= 0:
+    if min([*a, *b], default=math.inf) <= 0:
         raise ValueError("a ratio needs times above zero")
     logs = paired_difference([math.log(x) for x in a], [math.log(y) for y in b])
     interval = None if logs.ci95 is None else (math.exp(logs.ci95[0]), math.exp(logs.ci95[1]))
@@ -149,7 +149,8 @@ def sequence_interval(values: Sequence[float], alpha: float = 0.05, scale: float
 
     It holds the true mean after every value at once with probability 1 - alpha, so one may look after every run and
     stop on what one sees; the caller splits alpha where several comparisons are made. It is the whole line until
-    enough values are in: five at the defaults.
+    enough values are in: five at the defaults. Heavy symmetric tails do no harm, but skewed values do (exponential
+    ones escape it 13 % of the time in 200 runs), and so does a spread of less than one step of what is counted.
 
     The e-value of the mean mu after n values, with mean m and sum of squares S about it, is the Bayes factor of an
     effect size (true mean - mu) / sigma drawn from N(0, scale^2) over one of zero, under the prior 1 / sigma:
@@ -159,11 +160,11 @@ def sequence_interval(values: Sequence[float], alpha: float = 0.05, scale: float
     At the true mean it is a martingale that starts from one, so by Ville's inequality it ever reaches 1 / alpha with
     probability at most alpha. The interval is where E(mu) < 1 / alpha: with r = (g^(1/2) / alpha)^(2/n), all mu with
     D < S g (r - 1) / (g - r) where r < g, otherwise every mu. (Wang & Ramdas, "Anytime-valid t-tests and confidence
-    sequences for Gaussian means with unknown variance", 2024, section 4; after Lai, 1976.)
+    sequences for Gaussian means with unknown variance", 2024; after Lai, 1976.)
 
-    Any scale is valid; it sets where the interval is tightest, at about n = 8 / scale^2 for alpha = 0.05. A scale of 1
-    costs at most 1 % of the best width at 10 to 20 runs, 12 % at 200 and 19 % at 1000; one tuned to 200 runs says
-    nothing at all before the fifteenth.
+    Any scale is valid; it sets where the interval is tightest, at about n = 8 / scale^2 for alpha = 0.05. With a scale
+    of 1 it is wider than the best scale's by 1 % at 10 to 20 runs, 12 % at 200 and 19 % at 1000; the best one for 200
+    runs says nothing at all before the fifteenth.
     """
     return _sequence_intervals(values, alpha, scale)[-1]
 
@@ -194,9 +195,9 @@ def student_t_cdf(t: float, df: float) -> float:
     """The probability that Student's t with `df` degrees of freedom is at most `t` (ValueError unless df > 0)."""
     if df <= 0:
         raise ValueError("Student's t needs more than zero degrees of freedom")
-    if df > 1e7 or abs(t) < 1e-100 or math.isinf(t):
-        return NORMAL.cdf(t)  # there the two differ by less than 1e-7
     ratio = abs(t) / math.sqrt(df)
+    if df > 1e7 or ratio == 0 or math.isinf(ratio):
+        return NORMAL.cdf(t)  # from there on the two differ by less than 1e-7
     hypotenuse = math.hypot(1, ratio)
     tail = _incomplete_beta(df / 2, 0.5, -2 * math.log(hypotenuse), 2 * math.log(ratio / hypotenuse)) / 2
     return tail if t < 0 else 1 - tail
@@ -251,7 +252,7 @@ def _half_width(n: int, squares: float, alpha: float, scale: float) -> float:
 
 
 def _incomplete_beta(a: float, b: float, log_x: float, log_y: float) -> float:
-    """The regularised incomplete beta function I_x(a, b), from the logarithms of x and 1 - x: neither loses bits."""
+    """The regularised incomplete beta function I_x(a, b), from the logarithms of x and 1 - x, which keep bits."""
     x = math.exp(log_x)
     if x > (a + 1) / (a + b + 2):  # the fraction converges fast on the other side only
         return 1 - _incomplete_beta(b, a, log_y, log_x)
