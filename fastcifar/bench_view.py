@@ -123,7 +123,7 @@ def comparison_rows(report: Report) -> list[list[str]]:
     return rows
 
 
-HEADINGS = ["", "pairs", "accuracy, points", "95 %", "p", "time, ratio", "95 %", "p"]
+HEADINGS = ["", "pairs", "points", "95 %", "p", "time", "95 %", "p"]
 
 
 def remarks(report: Report) -> list[str]:

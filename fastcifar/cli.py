@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -73,7 +74,8 @@ def main() -> None:
             code = errors.BUG
             message = f"This is a bug of fastcifar; please report it with the lines above: {REPORT}"
     if message:
-        if "--json" in sys.argv[1:] and sys.stdout is not None:
+        # Torchrun starts ranks anew where one died: standard output is for the one that comes to the end.
+        if "--json" in sys.argv[1:] and sys.stdout is not None and "TORCHELASTIC_RUN_ID" not in os.environ:
             print(json.dumps({"error": message, "exit_code": code}), flush=True)
         else:
             print(message if code == errors.INTERRUPTED else f"Error: {message}", file=sys.stderr)
@@ -231,7 +233,7 @@ def train(
 
     Example: fastcifar train tiny --dataset shapes
     """
-    from fastcifar import machine, store
+    from fastcifar import machine, ranks, store
     from fastcifar import recipe as recipe_files
     from fastcifar import run as runs
     from fastcifar.console import Screen, TrainView, summary
@@ -239,6 +241,8 @@ def train(
     screen = Screen(as_json, quiet)
     runs.check_target(target)
     runs.check_seed(seed)
+    if ranks.here().size > 1:
+        raise UsageError("`train` makes one run with one process: under torchrun use `fastcifar bench`.")
     if resume is not None:
         if recipe is not None or settings or out is not None or force:
             raise UsageError("--resume goes on with the run as it was: it takes no recipe, --set, --out or --force.")

@@ -13,6 +13,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from fastcifar.errors import MachineError
+
 PATIENCE = timedelta(days=7)  # the rank with the last run is waited for
 
 
@@ -46,13 +48,19 @@ class Ranks:
         return path if self.size == 1 else path.with_name(f"{path.stem}.rank{self.rank}{path.suffix}")
 
     def gather(self, mine: Any) -> list[Any]:
-        """What every rank handed in, in their order, for every rank."""
+        """What every rank handed in, in their order, for every rank; raises MachineError where one has died."""
         if self.size == 1:
             return [mine]
         import torch.distributed as dist
 
         everything: list[Any] = [None] * self.size
-        dist.all_gather_object(everything, mine)
+        try:
+            dist.all_gather_object(everything, mine)
+        except RuntimeError as error:
+            raise MachineError(
+                f"Rank {self.rank} lost the other ranks ({str(error).splitlines()[0]}); what was finished is kept: the "
+                "same command goes on, or torchrun does with --max-restarts."
+            ) from None
         return everything
 
 
@@ -71,8 +79,13 @@ def together(ranks: Ranks) -> Iterator[None]:
         yield
         return
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    # Torchrun's store may outlive a restart, and with it the addresses of ranks that died: each attempt has its own.
+    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+    attempt = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group("gloo", store=attempt, rank=rank, world_size=size, timeout=PATIENCE)
     try:
         yield
     finally:

@@ -36,6 +36,8 @@ class Results:
         Raises DataError where it cannot be written, is damaged, or belongs to another bench that runs; UsageError where
         its runs were made of something else.
         """
+        if self.path.exists() and not self.path.is_file():
+            raise DataError(f"Results file {self.path} cannot be written: it is no regular file; give another --out.")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(self.path, "a+b")
