@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastcifar.network import Network
-    from fastcifar.profiler import Profile
+    from fastcifar.lab import Trained, load, load_dataset, load_recipe, subset, train
+    from fastcifar.profiler import profile_module as profile
 
 __version__ = "0.1.0"
+__all__ = ["Trained", "load", "load_dataset", "load_recipe", "profile", "subset", "train"]
+
+HOMES = {"profile": "profiler:profile_module"}  # of public names; the others live in `lab`
 
 
-def load(path: str | Path, device: str = "cpu") -> Network:
-    """The trained network of a checkpoint that `fastcifar train` wrote, in evaluation mode, on `device`.
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are asked for: torch takes seconds."""
+    if name not in __all__:
+        raise AttributeError(f"module 'fastcifar' has no attribute {name!r}")
+    from importlib import import_module
 
-    It takes images (N, 3, 32, 32), normalised with the `mean` and `std` that stand in the checkpoint, in channels-last
-    memory and the type of its parameters, and gives logits (N, classes). Raises DataError for a damaged checkpoint.
-    """
-    import torch
-
-    from fastcifar import store
-
-    return store.network_of(store.load_checkpoint(Path(path)), torch.device(device))
-
-
-def profile(network: Any, loss: Any, optimizer: Any, inputs: Any, targets: Any, steps: int | None = None) -> Profile:
-    """Where the time of a training step of any `nn.Module` goes: `fastcifar.profiler.profile_module`, which see."""
-    from fastcifar import profiler
-
-    return profiler.profile_module(network, loss, optimizer, inputs, targets, steps)
+    module, _, attribute = HOMES.get(name, f"lab:{name}").partition(":")
+    return getattr(import_module(f"fastcifar.{module}"), attribute)

@@ -12,6 +12,8 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from fastcifar import factory
+from fastcifar.errors import UsageError
 from fastcifar.recipe import Network as NetworkRecipe
 from fastcifar.recipe import Norm
 
@@ -227,6 +229,16 @@ def patch_covariance(images: Iterable[Tensor], kernel: int, centered: bool) -> T
         count += len(chunk)
     moment, mean = (torch.stack(parts).cpu().double().sum(0) / count for parts in (moments, totals))
     return moment - torch.outer(mean, mean) if centered else moment
+
+
+def create(recipe: NetworkRecipe, classes: int) -> nn.Module:
+    """The network of a recipe, built here or by the code that it names; raises UsageError where that gives none."""
+    if not recipe.factory:
+        return Network(recipe, classes)
+    network = factory.resolve(recipe.factory)(recipe, classes)
+    if not isinstance(network, nn.Module):
+        raise UsageError(f"'{recipe.factory}' gave no nn.Module but {type(network).__name__}.")
+    return network
 
 
 def trained_parameters(network: nn.Module) -> int:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.evaluate import evaluations
-from fastcifar.network import Network, trained_parameters
-from fastcifar.optim import Optimizer
+from fastcifar.network import create, trained_parameters
+from fastcifar.optim import Foreign, Optimizer, make_optimizer
 from fastcifar.recipe import Recipe
 from fastcifar.step import total_steps
 
@@ -78,13 +78,13 @@ def count_optimizer(recipe: Recipe, classes: int = 10, train_images: int = 50_00
     return total
 
 
-def sample_network(recipe: Recipe, classes: int, steps: int) -> tuple[Network, Optimizer]:
+def sample_network(recipe: Recipe, classes: int, steps: int) -> tuple[nn.Module, Optimizer | Foreign]:
     """A network in float32 on the CPU, in evaluation mode: no batch statistics are needed to count."""
-    network = Network(recipe.network, classes).eval()
-    return network, Optimizer(network, recipe.optimizer, steps)
+    network = create(recipe.network, classes).eval()
+    return network, make_optimizer(network, recipe.optimizer, steps)
 
 
-def stretches(optimizer: Optimizer, steps: int) -> list[tuple[int, int]]:
+def stretches(optimizer: Optimizer | Foreign, steps: int) -> list[tuple[int, int]]:
     """The runs of steps in which the same parameters are trained, as first step and end."""
     ends = {group.trained_steps for group in optimizer.groups}
     starts = sorted({0, *(end for end in ends if end < steps)})

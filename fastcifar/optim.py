@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastcifar import ranges, schedule
+from fastcifar import factory, ranges, schedule
 from fastcifar import recipe as recipes
+from fastcifar.errors import UsageError
 
 
 @dataclass
@@ -71,6 +73,10 @@ class Optimizer:
             for parameter in group.parameters:
                 parameter.grad = None
 
+    def rate(self, step: int) -> float:
+        """The learning rate of the filters (of the first group there is)."""
+        return self.filter_rates[step]
+
     def state(self) -> list[list[Tensor]]:
         """The momentum buffers, for a checkpoint."""
         return [group.momenta for group in self.groups]
@@ -79,6 +85,48 @@ class Optimizer:
         """Take up the buffers of `state`."""
         for group, momenta in zip(self.groups, state, strict=True):
             torch._foreach_copy_(group.momenta, momenta)
+
+
+class Foreign:
+    """PyTorch optimizers of one's own, in the place of `Optimizer`: one, or one with the scheduler of its rates."""
+
+    groups: tuple[Group, ...] = ()  # nothing is known of what it freezes
+
+    def __init__(self, given: Any, source: str) -> None:
+        self.optimizer, self.scheduler = given if isinstance(given, tuple) else (given, None)
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise UsageError(f"'{source}' gave no torch.optim.Optimizer but {type(self.optimizer).__name__}.")
+
+    def freeze(self, step: int) -> None:
+        """Nothing is frozen."""
+
+    def update(self, step: int) -> None:
+        """Move all parameters by their gradients, drop these, and set the rates of the next step."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the first group, as it is now."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def state(self) -> Any:
+        """Both states, for a checkpoint."""
+        return [self.optimizer.state_dict(), self.scheduler.state_dict() if self.scheduler is not None else {}]
+
+    def restore(self, state: Any) -> None:
+        """Take up the states of `state`."""
+        self.optimizer.load_state_dict(state[0])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state[1])
+
+
+def make_optimizer(network: nn.Module, recipe: recipes.Optimizer, steps: int) -> Optimizer | Foreign:
+    """The optimizer of a recipe, ours or what the code that it names makes of (network, section, steps)."""
+    if not recipe.factory:
+        return Optimizer(network, recipe, steps)
+    return Foreign(factory.resolve(recipe.factory)(network, recipe, steps), recipe.factory)
 
 
 def sort_parameters(network: nn.Module) -> dict[str, dict[str, Tensor]]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastcifar.results import Record
 
 WIDTH, MARGIN, HEAD = 1400, 12, 64  # pixels
-ROWS = (26, 26, 150, 180)  # heights of step, phase, layer and kernel, pixels
+ROWS = (26, 26, 150, 200)  # heights of step, phase, layer and kernel, pixels
 LETTER, LINE = 6.9, 13  # width and height of a letter of the labels, pixels
 NARROWEST = 0.25  # a box below this width would not be seen, pixels
 COLORS = {"arithmetic": "#8fc98f", "memory": "#8fb4e3", "launches": "#f0d37a"}

@@ -97,6 +97,7 @@ class Network:
     dirac: bool = True  # 3x3 filters begin as the identity on as many channels as come in
     norm: Norm = Norm()
     head: Head = Head()
+    factory: str = ""  # code of one's own, as module:name, called with this section and the number of classes
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ class Optimizer:
     head: Sgd = Sgd()
     biases: Sgd = Sgd()
     whiten_bias: Sgd = Sgd()
+    factory: str = ""  # code of one's own, as module:name, called with the network, this section and the steps
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,14 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     for override in overrides:
         _merge(tree, _parse_override(override))
     return from_dict({"name": title(name), **tree}, where=f"recipe '{name}'")
+
+
+def change(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """The recipe with overrides `section.key=value`, checked as `load` does."""
+    tree = to_dict(recipe)
+    for override in overrides:
+        _merge(tree, _parse_override(override))
+    return from_dict(tree, where=f"recipe '{recipe.name}'")
 
 
 def bind(settings: Iterable[str], names: Sequence[str]) -> dict[str, list[str]]:
@@ -353,9 +363,8 @@ def _check_whole(recipe: Recipe, where: str) -> None:
         raise UsageError(f"In {where}, 'optimizer.filters.newton_schulz' needs three numbers [a, b, c] an iteration.")
     if any(value < 1 for _, value in filters.renormalize):
         raise UsageError(f"In {where}, 'optimizer.filters.renormalize' must be at least 1 everywhere.")
-    schedules = {
-        f"{item.name}.schedule": getattr(recipe.optimizer, item.name).schedule for item in dataclasses.fields(Optimizer)
-    }
+    sections = {item.name: getattr(recipe.optimizer, item.name) for item in dataclasses.fields(Optimizer)}
+    schedules = {f"{name}.schedule": part.schedule for name, part in sections.items() if isinstance(part, Sgd)}
     for name, points in {**schedules, "filters.renormalize": filters.renormalize}.items():
         if problem := schedule.check(points):
             raise UsageError(f"In {where}, 'optimizer.{name}' {problem}.")

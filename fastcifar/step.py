@@ -9,14 +9,14 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcifar.data import Dataset
 from fastcifar.errors import UsageError
 from fastcifar.loader import Plan, Planner, render
-from fastcifar.network import BatchNorm, Network
-from fastcifar.optim import Ema, Optimizer
+from fastcifar.network import Network, create
+from fastcifar.optim import Ema, make_optimizer
 from fastcifar.ranges import phase
 from fastcifar.recipe import Recipe
 
@@ -39,13 +39,13 @@ def total_steps(recipe: Recipe, images: int) -> int:
     return math.ceil(recipe.training.epochs * steps_per_epoch(recipe, images) - 1e-9)
 
 
-def build_network(recipe: Recipe, classes: int, device: torch.device) -> Network:
-    """The recipe's network on the device, in its precision and channels-last memory, weights unset."""
-    network = Network(recipe.network, classes)
+def build_network(recipe: Recipe, classes: int, device: torch.device) -> nn.Module:
+    """The recipe's network on the device, in its precision and channels-last memory; weights of our own are unset."""
+    network = create(recipe.network, classes)
     network.to(device=device, dtype=precision(recipe, device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.network.norm.precision == "float32":
         for module in network.modules():
-            if isinstance(module, BatchNorm):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.float()
     return network
 
@@ -56,7 +56,9 @@ class Training:
     `metrics` holds, on the device, the sum of losses, the correct predictions and the images since `clear_metrics`.
     """
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, device: torch.device, seed: int, weights: Tensor | None = None
+    ) -> None:
         self.recipe = recipe
         self.device = device
         self.images = dataset.train.images.to(device)
@@ -74,9 +76,16 @@ class Training:
             )
         self.step = 0
 
+        if weights is not None and weights.shape != self.labels.shape:
+            raise UsageError(f"There are {len(weights)} weights for {len(self.labels)} training images.")
+        self.weights = None if weights is None else weights.to(device, torch.float32)  # of the images' losses
+
+        if recipe.network.factory:
+            torch.manual_seed(seed)  # code of one's own draws from PyTorch's own generator
         self.network = build_network(recipe, len(dataset.classes), device)
-        self.network.initialize(torch.Generator().manual_seed(seed))
-        self.optimizer = Optimizer(self.network, recipe.optimizer, self.total_steps)
+        if isinstance(self.network, Network):
+            self.network.initialize(torch.Generator().manual_seed(seed))
+        self.optimizer = make_optimizer(self.network, recipe.optimizer, self.total_steps)
         self.ema = Ema(self.network, recipe.ema, self.total_steps)
         self.generator = torch.Generator(device).manual_seed(seed)
         self.planner = Planner(recipe.data, len(self.images), self.generator)
@@ -88,7 +97,9 @@ class Training:
         return render(self.images, plan, self.mean, self.std, self.dtype, self.recipe.data.cutout)
 
     def whiten(self) -> None:
-        """Set the whitening from a random sample of training images, as they are."""
+        """Set the whitening from a random sample of training images, as they are; other networks have none."""
+        if not isinstance(self.network, Network):
+            return
         count = min(self.recipe.network.whiten.images, len(self.images))
         sample = torch.randperm(len(self.images), generator=self.generator, device=self.device)[:count]
         parts = torch.split(sample, WHITENING_CHUNK)
@@ -96,13 +107,14 @@ class Training:
             render(self.images, Plan(part), self.mean, self.std, torch.float32) for part in parts
         )
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """The images and labels of the current step; the first step of an epoch draws the epoch's plan."""
+    def batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The images, labels and weights of the current step; the first step of an epoch draws the epoch's plan."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if position == 0 or self.plan is None:
             self.plan = self.planner.plan(epoch)
         part = self.plan.batch(position * self.batch_size, self.batch_size)
-        return self.render(part), self.labels[part.index]
+        weights = None if self.weights is None else self.weights[part.index]
+        return self.render(part), self.labels[part.index], weights
 
     def clear_metrics(self) -> None:
         """Begin to count anew."""
@@ -135,11 +147,11 @@ def step(training: Training) -> None:
     """One update of the weights."""
     training.optimizer.freeze(training.step)
     with phase("data"):
-        images, labels = training.batch()
+        images, labels, weights = training.batch()
     with phase("forward"):
         logits = training.network(images)
     with phase("loss"):
-        loss = loss_of(logits, labels, training.recipe.training.label_smoothing)
+        loss = loss_of(logits, labels, training.recipe.training.label_smoothing, weights)
     with phase("backward"):
         loss.backward()  # type: ignore[no-untyped-call]
     with phase("optimizer"):
@@ -150,9 +162,13 @@ def step(training: Training) -> None:
     training.step += 1
 
 
-def loss_of(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    """Cross-entropy of logits (B, classes) with smoothed labels (B,), summed over the batch in float32."""
-    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
+def loss_of(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of logits (B, classes) with smoothed labels (B,), summed over the batch in float32; each image's
+    times its weight (B,), where there are any."""
+    if weights is None:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
+    losses = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="none")
+    return (losses * weights).sum()
 
 
 @torch.no_grad()

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import fastcifar
 from fastcifar import files
 from fastcifar import recipe as recipes
 from fastcifar.data import Dataset
 from fastcifar.errors import DataError, FastcifarError, UsageError
-from fastcifar.network import Network
 from fastcifar.recipe import Recipe
 from fastcifar.step import build_network
 
@@ -61,7 +61,7 @@ def dataset_facts(dataset: Dataset) -> dict[str, Any]:
 def save_checkpoint(
     path: Path,
     recipe: Recipe,
-    network: Network,
+    network: nn.Module,
     dataset: Dataset,
     seed: int,
     device: torch.device,
@@ -90,14 +90,21 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def recipe_of(tree: dict[str, Any], path: Path | str = "the checkpoint") -> Recipe:
-    """The recipe kept in a checkpoint or state."""
+    """The recipe kept in a checkpoint or state; raises DataError for one that would run code of somebody's own."""
     try:
-        return recipes.from_dict(tree["recipe"], where=str(path))
+        recipe = recipes.from_dict(tree["recipe"], where=str(path))
     except (KeyError, TypeError, FastcifarError) as error:
         raise DataError(f"The recipe in {path} cannot be used: {error}") from None
+    for code in (recipe.network.factory, recipe.optimizer.factory):
+        if code:
+            raise DataError(
+                f"The recipe in {path} names code ('{code}'), which is never run from a file with weights: build the "
+                "network yourself and give it the file's `weights`."
+            )
+    return recipe
 
 
-def network_of(tree: dict[str, Any], device: torch.device) -> Network:
+def network_of(tree: dict[str, Any], device: torch.device) -> nn.Module:
     """The network of a checkpoint with its weights, in evaluation mode; raises DataError where they do not fit."""
     recipe = recipe_of(tree)
     try:

@@ -166,7 +166,7 @@ class Loop:
         metrics = next(self.slots)
         metrics.copy_(training.metrics, non_blocking=True)
         self.latest = self.mark()
-        lr = training.optimizer.filter_rates[training.step - 1]
+        lr = training.optimizer.rate(training.step - 1)
         self.ticks.append(Tick(self.latest, start, training.step, metrics, lr))
 
     def read_ticks(self, wait: bool = False) -> None:
