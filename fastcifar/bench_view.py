@@ -40,7 +40,7 @@ class BenchView(View):
         """What runs now, and the time to go."""
         status, left = progress.status, progress.seconds_left()
         step = f", step {status.steps_done} of {status.total_steps}" if status else ""
-        to_go = f"; {duration(left)} to go" if left is not None else ""
+        to_go = f"; {duration(left)} to go" if left else ""
         now = f"; {progress.now}, seed {progress.seed}{step}" if done < progress.total else ""
         return Text(f"{done} of {progress.total} runs{now}{to_go}")
 
@@ -114,16 +114,18 @@ def comparison_rows(report: Report) -> list[list[str]]:
     rows = []
     for each in report.comparisons:
         low, high = each.accuracy_ci95 or (None, None)
-        between = f"{low / POINT:+.2f} to {high / POINT:+.2f}" if low is not None and high is not None else ""
-        times = f"{each.time_ci95[0]:.3f} to {each.time_ci95[1]:.3f}" if each.time_ci95 else ""
+        between = f"{low / POINT:+.2f} … {high / POINT:+.2f}" if low is not None and high is not None else ""
+        times = f"{each.time_ci95[0]:.3f} … {each.time_ci95[1]:.3f}" if each.time_ci95 else ""
         difference = f"{each.accuracy_difference / POINT:+.3f}"
         p = "any time" if each.sequential else probability(each.accuracy_p)
         ratio = [f"{each.time_ratio:.3f}", times, probability(each.time_p)]
-        rows.append([f"{each.b} - {each.a}", str(each.pairs), difference, between, p, *ratio])
+        rows.append([each.b, difference, between, p, *ratio])
     return rows
 
 
-HEADINGS = ["", "pairs", "points", "95 %", "p", "time", "95 %", "p"]
+def headings(report: Report) -> list[str]:
+    """Of the table of comparisons: differences in percentage points, ratios of time."""
+    return [f"against {report.comparisons[0].a}", "points", "95 %", "p", "time", "95 %", "p"]
 
 
 def remarks(report: Report) -> list[str]:
@@ -150,7 +152,7 @@ def screen_report(report: Report) -> RenderableType:
     parts: list[RenderableType] = [summary_table(report)]
     if report.comparisons:
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for i, heading in enumerate(HEADINGS):
+        for i, heading in enumerate(headings(report)):
             table.add_column(heading, justify="left" if i == 0 else "right")
         for row in comparison_rows(report):
             table.add_row(*row)
@@ -167,7 +169,7 @@ def markdown(report: Report) -> str:
 
     lines = table(columns(report, False), [cells(one, report, False) for one in report.recipes])
     if report.comparisons:
-        lines += ["", *table(HEADINGS, comparison_rows(report))]
+        lines += ["", *table(headings(report), comparison_rows(report))]
     return "\n".join([*lines, "", *(f"- {line}" for line in remarks(report))]).rstrip()
 
 

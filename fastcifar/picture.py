@@ -150,9 +150,13 @@ def scatter(runs: list[Record], report: Report) -> str:
     width, height = SCATTER
     done = [run for run in runs if run["accuracy"] is not None]
     target = report.target
-    accuracies = [100 * run["accuracy"] for run in done] + ([target] if target is not None else [])
-    x = axis([run["train_s"] for run in done], FRAME[0], width - FRAME[2])
-    y = axis(accuracies, height - FRAME[3], FRAME[1])
+    means = [one for one in report.recipes if one.accuracy and one.train_s]
+    ends = [end for one in means if one.train_s for end in one.train_s.ci95 or ()]
+    x = axis([*(run["train_s"] for run in done), *ends], FRAME[0], width - FRAME[2])
+    ends = [end for one in means if one.accuracy for end in one.accuracy.ci95 or ()]
+    accuracies = [100 * value for value in [*(run["accuracy"] for run in done), *ends]]
+    y = axis(accuracies + ([target] if target is not None else []), height - FRAME[3], FRAME[1])
+    across = FRAME[0] + 400.0  # of the legend
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'font-family="DejaVu Sans, Verdana, sans-serif" font-size="12">',
@@ -173,8 +177,9 @@ def scatter(runs: list[Record], report: Report) -> str:
             parts.append(
                 f'<circle {at} r="3" fill="{color}" fill-opacity="0.45"><title>{escape(words)}</title></circle>'
             )
-        parts.append(f'<rect x="{FRAME[0] + 8}" y="{FRAME[1] + 6 + 18 * i}" width="12" height="12" fill="{color}"/>')
-        parts.append(f'<text x="{FRAME[0] + 26}" y="{FRAME[1] + 16 + 18 * i}">{escape(one.name)}</text>')
+        parts.append(f'<rect x="{across:.0f}" y="13" width="12" height="12" fill="{color}"/>')
+        parts.append(f'<text x="{across + 17:.0f}" y="23">{escape(one.name)}</text>')
+        across += 34 + 7.5 * len(one.name)
         if one.accuracy and one.train_s:
             low, high = one.accuracy.ci95 or (one.accuracy.mean, one.accuracy.mean)
             quick, slow = one.train_s.ci95 or (one.train_s.mean, one.train_s.mean)
@@ -183,8 +188,8 @@ def scatter(runs: list[Record], report: Report) -> str:
                 (x.place(quick), middle[1], x.place(slow), middle[1]),
                 (middle[0], y.place(100 * low), middle[0], y.place(100 * high)),
             ]:
-                ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
-                parts.append(f'<line {ends} stroke="{color}" stroke-width="2.5"/>')
+                line = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+                parts.append(f'<line {line} stroke="{color}" stroke-width="2.5"/>')
             parts.append(f'<circle cx="{middle[0]:.1f}" cy="{middle[1]:.1f}" r="5" fill="{color}" stroke="white"/>')
     return "\n".join([*parts, "</svg>\n"])
 
