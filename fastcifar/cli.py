@@ -428,6 +428,7 @@ def bench(
     from fastcifar.console import Screen
 
     single.check_target(target)
+    single.check_seed(seed + runs)
     if svg is not None:
         files.check_writable(svg)
     us = ranks.here()

@@ -64,7 +64,7 @@ class Screen:
         if self.as_json:
             print(json.dumps(document, indent=2), flush=True)
         elif isinstance(renderable, str):
-            self.console.print(renderable, markup=False)
+            self.console.print(renderable, markup=False, soft_wrap=True)  # for files: no line is broken
         else:
             self.console.print(renderable)
 
