@@ -250,6 +250,15 @@ def test_two_ranks_share_the_seeds_and_one_is_killed(tmp_path: Path) -> None:
     assert sorted(made) == list(range(8))
 
 
+def test_ranks_with_different_arguments_are_refused(tmp_path: Path) -> None:
+    quick = " ".join(f"'{word}'" for word in SMALL)
+    script = f"{sys.executable} -m fastcifar bench tiny {quick} --runs $((2 + RANK)) --out r.jsonl"
+    process = torchrun(tmp_path, "--no-python", "bash", "-c", script)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode != 0 and "Rank 1 was started with other arguments than rank 0" in err
+    assert finished(tmp_path / "r.rank0.jsonl") == finished(tmp_path / "r.rank1.jsonl") == 0
+
+
 def test_train_under_torchrun_says_what_to_use(cli: Cli) -> None:
     ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     done = cli("train", "tiny", "--dataset", "shapes", **ranks)
