@@ -21,10 +21,8 @@ from fastcifar.ranks import Ranks, earlier_files, together
 from fastcifar.recipe import Recipe
 from fastcifar.report import Report
 from fastcifar.results import Record, Results, code_digest, differences, load
-from fastcifar.step import Training
+from fastcifar.step import ENGINE, Training
 from fastcifar.trainer import Status
-
-ENGINE = "eager"
 
 
 @dataclass(frozen=True)
@@ -128,15 +126,14 @@ def make(
         earlier = [load(file) for file in earlier_files(path, ranks)]
         for header, _ in earlier:
             check_same(results.header, header, "an earlier results file")
-        known = results.runs + [run for _, runs in earlier for run in runs]
-        told = ranks.gather((results.header, asked(plan), known))
+        others = [run for _, runs in earlier for run in runs]
+        told = ranks.gather((results.header, asked(plan), results.runs + others))
         for rank, (header, arguments, _) in enumerate(told):
             check_same(told[0][0], header, f"rank {rank}")
             if arguments != told[0][1]:
                 raise UsageError(f"Rank {rank} was started with other arguments than rank 0: start all alike.")
         done = [run for _, _, runs in told for run in runs]
         run_all(plan, results, remaining(plan, done, ranks.rank, ranks.size), on_change)
-        others = [run for _, runs in earlier for run in runs]
         return sorted((run for runs in ranks.gather(results.runs + others) for run in runs), key=lambda run: run["at"])
 
 

@@ -101,11 +101,16 @@ def cells(one: Summary, report: Report, compact: bool) -> list[str]:
 
 def summary_table(report: Report, compact: bool = False) -> Table:
     """A row a recipe: means with their 95 % intervals."""
+    return screen_table(columns(report, compact), [cells(one, report, compact) for one in report.recipes])
+
+
+def screen_table(headings: list[str], rows: list[list[str]]) -> Table:
+    """A table for a terminal: names to the left, figures to the right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for i, heading in enumerate(columns(report, compact)):
+    for i, heading in enumerate(headings):
         table.add_column(heading, justify="left" if i == 0 else "right")
-    for one in report.recipes:
-        table.add_row(*cells(one, report, compact))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -151,12 +156,7 @@ def screen_report(report: Report) -> RenderableType:
     """The report for a terminal."""
     parts: list[RenderableType] = [summary_table(report)]
     if report.comparisons:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for i, heading in enumerate(headings(report)):
-            table.add_column(heading, justify="left" if i == 0 else "right")
-        for row in comparison_rows(report):
-            table.add_row(*row)
-        parts.append(table)
+        parts.append(screen_table(headings(report), comparison_rows(report)))
     return Group(*parts, *(Text(line) for line in remarks(report)))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -38,6 +39,15 @@ class Mark:
         if self.event is None or earlier.event is None:
             return self.wall - earlier.wall
         return float(earlier.event.elapsed_time(self.event)) / 1000
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that work takes on the device, waited for."""
+    before = Mark(device)
+    work()
+    after = Mark(device)
+    after.wait()
+    return after.seconds_since(before)
 
 
 def process_age() -> float:

@@ -21,16 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar import census, ranges, roofline, stats, trace
-from fastcifar.clock import Mark
+from fastcifar.clock import seconds_of
 from fastcifar.data import Dataset
 from fastcifar.machine import out_of_memory
 from fastcifar.ranges import PHASES, ROOT, phase
 from fastcifar.recipe import Recipe
 from fastcifar.roofline import Roofline
-from fastcifar.step import Training, step
+from fastcifar.step import ENGINE, Training, step
 from fastcifar.trace import LOSS, Event, Work
 
-ENGINE = "eager"
 WHITENING_IMAGES = 500  # no time depends on how well the filters whiten
 CPU_BATCH = 128  # images a step on a CPU, where nothing else is asked: the parts keep their proportions
 STEPS = {"cuda": 10}  # recorded steps; elsewhere 5
@@ -187,14 +186,19 @@ def subject_of(
     return Subject(recipe.name, training.network, run, training.batch_size, device, training.dtype)
 
 
-def subject_of_module(
+def profile_module(
     network: nn.Module,
     loss: Callable[[Any, Any], Tensor],
     optimizer: torch.optim.Optimizer,
     inputs: Tensor | tuple[Tensor, ...],
     targets: Any,
-) -> Subject:
-    """A training step of a network, loss and optimizer of one's own, always on the same batch."""
+    steps: int | None = None,
+) -> Profile:
+    """Profile training steps of any network on one batch; the steps do train it, so hand in a copy where that matters.
+
+    `loss(network(*inputs), targets)` must give a scalar; `inputs` is a tensor whose first dimension is the batch, or a
+    tuple of such. Public as `fastcifar.profile`.
+    """
     given = inputs if isinstance(inputs, tuple) else (inputs,)
     first = next(iter(network.parameters()), given[0])
 
@@ -209,23 +213,7 @@ def subject_of_module(
         with phase("optimizer"):
             optimizer.step()
 
-    return Subject(type(network).__name__, network, run, len(given[0]), first.device, first.dtype)
-
-
-def profile_module(
-    network: nn.Module,
-    loss: Callable[[Any, Any], Tensor],
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor | tuple[Tensor, ...],
-    targets: Any,
-    steps: int | None = None,
-) -> Profile:
-    """Profile training steps of any network on one batch; the steps do train it, so hand in a copy where that matters.
-
-    `loss(network(*inputs), targets)` must give a scalar; `inputs` is a tensor whose first dimension is the batch, or a
-    tuple of such. Public as `fastcifar.profile`.
-    """
-    return profile(subject_of_module(network, loss, optimizer, inputs, targets), steps)
+    return profile(Subject(type(network).__name__, network, run, len(given[0]), first.device, first.dtype), steps)
 
 
 # -------------------------------------------------------------------------------------------------------- measuring
@@ -292,7 +280,7 @@ class Recorder:
         def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
             def note(module: nn.Module, inputs: Any, output: Any) -> None:
                 if isinstance(output, Tensor):
-                    outputs[name] = list(output.shape)
+                    outputs[self.rows.names[name]] = list(output.shape)
 
             return note
 
@@ -309,12 +297,12 @@ class Recorder:
         together = TIMED_TOGETHER.get(self.subject.device.type, 1)
         if together > 1:
             self.subject.run()
-        before = Mark(self.subject.device)
-        for _ in range(together):
-            self.subject.run()
-        after = Mark(self.subject.device)
-        after.wait()
-        self.step_times.append(after.seconds_since(before) / together)
+
+        def steps() -> None:
+            for _ in range(together):
+                self.subject.run()
+
+        self.step_times.append(seconds_of(steps, self.subject.device) / together)
 
     def record(self) -> None:
         """Run one recorded step and find out whose work it is."""
@@ -326,11 +314,8 @@ class Recorder:
             ranges.layers(self.subject.network),
             torch.autograd.profiler.profile(use_device=use, use_kineto=True) as recorded,
         ):
-            before = Mark(device)
-            self.subject.run()
-            after = Mark(device)
-            after.wait()
-        self.recorded_times.append(after.seconds_since(before))
+            taken = seconds_of(self.subject.run, device)
+        self.recorded_times.append(taken)
         self.events = events_of(recorded)
         self.works.append(trace.attribute(self.events, device.type))
 
@@ -376,7 +361,7 @@ class Recorder:
         return Layer(
             name=name,
             kind=self.rows.kinds[name],
-            output=self.outputs.get(self.rows.modules.get(name, "")),
+            output=self.outputs.get(name),
             parameters=self.rows.parameters[name],
             forward_ms=forward,
             backward_ms=backward,
@@ -417,14 +402,12 @@ class Rows:
 
     def __init__(self, network: nn.Module) -> None:
         self.names: dict[str, str] = {LOSS: LOSS}  # module: row
-        self.modules: dict[str, str] = {}  # row: module
         self.kinds: dict[str, str] = {}
         self.parameters: dict[str, int] = defaultdict(int)  # how many numbers, trained or not
         self.updated: dict[str, tuple[str, int]] = {}  # trained parameter: its row, how many numbers
         for name, module in network.named_modules():
             row = (name or ROOT) + (".self" if next(module.children(), None) is not None else "")
             self.names[name or ROOT] = row
-            self.modules[row] = name or ROOT
             self.kinds[row] = type(module).__name__
         for name, parameter in network.named_parameters():
             row = self.names[name.rpartition(".")[0] or ROOT]

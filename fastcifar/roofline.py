@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastcifar.clock import Mark
+from fastcifar.clock import seconds_of
 
 REPETITIONS = 5  # the best counts: a ceiling is what the device can do, not what it does beside other work
 TINY_KERNELS = 200
@@ -66,11 +66,4 @@ def measure(device: torch.device, dtype: torch.dtype) -> Roofline:
 def best(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of the quickest of some repetitions."""
     work()
-    times = []
-    for _ in range(REPETITIONS):
-        before = Mark(device)
-        work()
-        after = Mark(device)
-        after.wait()
-        times.append(after.seconds_since(before))
-    return min(times)
+    return min(seconds_of(work, device) for _ in range(REPETITIONS))

@@ -13,10 +13,8 @@ from fastcifar import files, machine, operations, recipe, store, trainer
 from fastcifar.data import Dataset
 from fastcifar.errors import DataError, UsageError
 from fastcifar.recipe import Recipe
-from fastcifar.step import Training
+from fastcifar.step import ENGINE, Training
 from fastcifar.trainer import Result, Status
-
-ENGINE = "eager"
 
 
 @dataclass

@@ -20,6 +20,7 @@ from fastcifar.optim import Ema, make_optimizer
 from fastcifar.ranges import phase
 from fastcifar.recipe import Recipe
 
+ENGINE = "eager"  # how a step is executed: operator by operator
 WHITENING_CHUNK = 1000  # images rendered at once, to bound memory
 DTYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastcifar import evaluate
-from fastcifar.clock import Mark, process_age
+from fastcifar.clock import Mark, process_age, seconds_of
 from fastcifar.data import Dataset
 from fastcifar.errors import Diverged
 from fastcifar.machine import forget_peak_memory, peak_memory
@@ -300,8 +300,4 @@ def small_training(recipe: Recipe, dataset: Dataset, device: torch.device, batch
 
 def time_step(training: Training) -> float:
     """Seconds of one step, on the device."""
-    before = Mark(training.device)
-    step(training)
-    after = Mark(training.device)
-    after.wait()
-    return after.seconds_since(before)
+    return seconds_of(lambda: step(training), training.device)
