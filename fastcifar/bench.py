@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastcifar import machine, recipe, report, store, trainer
+from fastcifar import engine, machine, recipe, report, store, trainer
 from fastcifar.data import Dataset
 from fastcifar.errors import Diverged, UsageError
 from fastcifar.ranks import Ranks, earlier_files, together
 from fastcifar.recipe import Recipe
 from fastcifar.report import Report
 from fastcifar.results import Record, Results, code_digest, differences, load
-from fastcifar.step import ENGINE, Training
+from fastcifar.step import Training
 from fastcifar.trainer import Status
 
 
@@ -36,6 +36,7 @@ class Plan:
     target: float | None = None  # percent
     until_clear: bool = False
     margin: float = 0.1  # percentage points
+    engines: Mapping[str, str] = field(default_factory=dict)  # by the name of the recipe; eager where none is given
 
     def header(self) -> Record:
         """What all runs in a results file share."""
@@ -44,11 +45,15 @@ class Plan:
             "code": code_digest(),
             "torch": str(torch.__version__),
             "device": machine.describe(self.device),
-            "engine": ENGINE,
+            "engine": {name: self.engine(name) for name in self.recipes},
             "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
             "dataset": {"name": self.dataset.name, "digest": self.dataset.digest},
             "recipes": {name: recipe.to_dict(each) for name, each in self.recipes.items()},
         }
+
+    def engine(self, name: str) -> str:
+        """How the steps of a recipe are executed."""
+        return self.engines.get(name, "eager")
 
     def report(self, runs: list[Record]) -> Report:
         """What the runs so far say."""
@@ -73,10 +78,13 @@ class Progress:
         return (self.total - len(self.runs)) * (time.monotonic() - self.began) / made if made else None
 
 
-def named(arguments: Iterable[str], settings: Iterable[str]) -> dict[str, Recipe]:
-    """The recipes of a command line: `air94`, `mine.toml` or `wide=air94`, with settings bound to names or for all.
+def named(
+    arguments: Iterable[str], settings: Iterable[str], engines: Iterable[str] = ()
+) -> tuple[dict[str, Recipe], dict[str, str]]:
+    """The recipes and engines of a command line: `air94`, `mine.toml` or `wide=air94`, with settings and engines bound
+    to names or for all.
 
-    Raises UsageError for a name given twice, and for two names of one and the same recipe.
+    Raises UsageError for a name given twice, and for two names of one and the same recipe on the same engine.
     """
     files: dict[str, str] = {}
     for argument in arguments:
@@ -89,11 +97,12 @@ def named(arguments: Iterable[str], settings: Iterable[str]) -> dict[str, Recipe
         files[name] = file
     bound = recipe.bind(settings, list(files))
     found = {name: recipe.load(file, bound[name]) for name, file in files.items()}
+    asked = engine.bind(engines, list(files), "auto")
     for i, (name, each) in enumerate(found.items()):
         for other in list(found)[:i]:
-            if same(each, found[other]):
+            if same(each, found[other]) and asked[name] == asked[other]:
                 raise UsageError(f"'{other}' and '{name}' are the same recipe with the same settings.")
-    return found
+    return found, asked
 
 
 def same(a: Recipe, b: Recipe) -> bool:
@@ -162,7 +171,7 @@ def run_all(
     for position, (name, seed) in enumerate(tasks):
         progress.now, progress.seed, progress.status = name, seed, None
         if name not in warm and plan.device.type == "cuda":
-            trainer.rehearse(plan.recipes[name], plan.dataset, plan.device)
+            trainer.rehearse(plan.recipes[name], plan.dataset, plan.device, plan.engine(name))
         warm.add(name)
 
         def watch(status: Status) -> None:
@@ -182,7 +191,7 @@ def run_once(plan: Plan, name: str, seed: int, on_change: Callable[[Status], Non
     with machine.memory_errors(plan.device, chosen.training.batch_size):
         training = Training(chosen, plan.dataset, plan.device, seed)
         try:
-            result = trainer.train(training, plan.dataset, on_change=on_change)
+            result = trainer.train(training, plan.dataset, engine=plan.engine(name), on_change=on_change)
         except Diverged:
             return {**record, "diverged": True, "accuracy": None, "train_s": None, "at": time.time()}
     keys = ("accuracy", "accuracy_no_tta", "train_s", "epochs_s", "eval_s", "peak_memory")

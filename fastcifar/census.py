@@ -18,11 +18,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from fastcifar import winograd
 from fastcifar.ranges import LAYER, PHASE
 from fastcifar.trace import LOSS
 
 Place = tuple[str | None, str | None]  # phase and layer
 OVERWRITING = ("copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_")  # in place, but nothing old is read
+
+FORMULAS = {
+    **flop_registry,
+    torch.ops.fastcifar.convolve: winograd.flops,
+    torch.ops.fastcifar.convolve_backward: winograd.backward_flops,
+}
 
 
 @dataclass
@@ -68,7 +75,7 @@ class Census(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
         place = self.place()
-        formula = flop_registry.get(func._overloadpacket)
+        formula = FORMULAS.get(func._overloadpacket)
         if formula is not None:
             self.counts[place].flops += formula(*args, **kwargs, out_val=out)
         self.count_bytes(func, tree_leaves((args, kwargs)), tree_leaves(out), place)

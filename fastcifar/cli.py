@@ -42,6 +42,11 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the recipe; may be given again."),
 ]
+Engine = Annotated[str, typer.Option(help="How a step is executed: eager, compiled, graph or auto.")]
+Engines = Annotated[
+    list[str] | None,
+    typer.Option("--engine", metavar="[NAME:]ENGINE", help="How steps are executed: eager, compiled, graph or auto."),
+]
 REPORT = "https://github.com/fastcifar/fastcifar/issues"
 
 
@@ -217,6 +222,7 @@ def train(
     dataset: DatasetName = "cifar10",
     device: Device = None,
     threads: Threads = None,
+    engine: Engine = "auto",
     seed: Annotated[int, typer.Option(help="Where all random numbers come from.")] = 0,
     settings: Settings = None,
     target: Annotated[
@@ -233,6 +239,7 @@ def train(
 
     Example: fastcifar train tiny --dataset shapes
     """
+    from fastcifar import engine as engines
     from fastcifar import machine, ranks, store
     from fastcifar import recipe as recipe_files
     from fastcifar import run as runs
@@ -250,15 +257,19 @@ def train(
         place = machine.pick_device(device or saved["device"])
         runs.check_same_kind(saved, place)
         machine.prepare(place, threads or saved["threads"])
+        chosen, note = engines.choose(engine, place)
         images = obtain(saved["dataset"]["name"], screen)
         runs.check_same_dataset(saved, images)
-        run = runs.Run(store.recipe_of(saved, resume), images, place, saved["seed"], resume, saved["loop"])
+        run = runs.Run(store.recipe_of(saved, resume), images, place, saved["seed"], resume, chosen, saved["loop"])
     else:
         found = recipe_files.load(recipe or "fast94", settings or ())
         place = machine.pick_device(device)
         machine.prepare(place, threads)
+        chosen, note = engines.choose(engine, place)
         images = obtain(dataset, screen)
-        run = runs.Run(found, images, place, seed, store.create_run_folder(out, found.name, seed, force))
+        run = runs.Run(found, images, place, seed, store.create_run_folder(out, found.name, seed, force), chosen)
+    if note:
+        screen.warn(note)
     if busy := machine.others_at_work(place):
         screen.warn(busy)
     view = TrainView(screen, "GPU" if place.type == "cuda" else place.type.upper(), eval_every > 0)
@@ -345,6 +356,7 @@ def profile(
     dataset: Annotated[str | None, typer.Option(help="The images; cifar10 where it is here, else shapes.")] = None,
     device: Device = None,
     threads: Threads = None,
+    engine: Engines = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="[a:|b:]SECTION.KEY=VALUE", help="Change a value; with --vs, of one side."),
@@ -370,7 +382,7 @@ def profile(
 
     place = machine.pick_device(device)
     machine.prepare(place, threads)
-    asked = study.Study(recipe, versus, checkpoint, settings or [], dataset, place, batch)
+    asked = study.Study(recipe, versus, checkpoint, settings or [], dataset, place, batch, engine or [])
     if busy := machine.others_at_work(place):
         screen.warn(busy)
     screen.note(asked.introduction())
@@ -410,6 +422,7 @@ def bench(
     dataset: DatasetName = "cifar10",
     device: Device = None,
     threads: Threads = None,
+    engine: Engines = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="[NAME:]SECTION.KEY=VALUE", help="Change a value of all recipes, or of one."),
@@ -423,6 +436,7 @@ def bench(
     """
     from fastcifar import bench as benches
     from fastcifar import bench_view, files, machine, ranks
+    from fastcifar import engine as engines
     from fastcifar import report as reports
     from fastcifar import run as single
     from fastcifar.console import Screen
@@ -440,13 +454,17 @@ def bench(
     else:
         if us.size > 1 and (out is None or until_clear):
             raise UsageError("Under torchrun a bench needs --out, which all ranks share, and --until-clear cannot be.")
-        chosen = benches.named(recipes, settings or [])
+        chosen, asked = benches.named(recipes, settings or [], engine or [])
         place = machine.pick_device(device or us.device())
         machine.prepare(place, threads or us.threads())
         if busy := machine.others_at_work(place):
             screen.warn(busy)
+        found_engines = {name: engines.choose(each, place) for name, each in asked.items()}
+        for note in {note for _, note in found_engines.values() if note}:
+            screen.warn(note)
+        running = {name: each for name, (each, _) in found_engines.items()}
         seeds = range(seed, seed + runs)
-        plan = benches.Plan(chosen, obtain(dataset, screen), place, seeds, target, until_clear, margin)
+        plan = benches.Plan(chosen, obtain(dataset, screen), place, seeds, target, until_clear, margin, running)
         path = out or benches.default_path(chosen)
         where = machine.describe(place)
         if us.first:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcifar import data, evaluate, machine, recipe, store, trainer
+from fastcifar import engine as engines
 from fastcifar.data import Dataset, Split
 from fastcifar.errors import UsageError
 from fastcifar.recipe import Recipe
@@ -83,6 +84,7 @@ def train(
     seed: int = 0,
     device: str | None = None,
     threads: int | None = None,
+    engine: str = "auto",
     weights: Tensor | None = None,
 ) -> Trained:
     """Train a recipe, as the command does, and evaluate it.
@@ -95,5 +97,5 @@ def train(
     machine.prepare(place, threads)
     with machine.memory_errors(place, chosen.training.batch_size):
         training = Training(chosen, images, place, seed, weights)
-        result = trainer.train(training, images)
+        result = trainer.train(training, images, engine=engines.choose(engine, place)[0])
     return Trained(training.network.eval(), result, chosen, images)

@@ -35,7 +35,7 @@ def count(recipe: Recipe, classes: int = 10, train_images: int = 50_000, test_im
     parameters = trained_parameters(network)
     training = forward = 0
     for start, end in stretches(optimizer, steps):
-        optimizer.freeze(start)
+        optimizer.begin(start)
         forward, backward = count_image(network)
         training += (forward + backward) * batch * (end - start)
     return Operations(training, forward * evaluations(recipe.evaluation, test_images), parameters)
@@ -71,7 +71,7 @@ def count_optimizer(recipe: Recipe, classes: int = 10, train_images: int = 50_00
     steps, total = total_steps(recipe, train_images), 0
     _, optimizer = sample_network(recipe, classes, steps)
     for start, end in stretches(optimizer, steps):
-        optimizer.freeze(start)
+        optimizer.begin(start)
         with FlopCounterMode(display=False) as counter:
             optimizer.update(start)
         total += counter.get_total_flops() * (end - start)

@@ -47,11 +47,13 @@ class Optimizer:
             momenta = [torch.zeros_like(parameter) for parameter in parameters]
             self.groups.append(Group(name, settings, names, parameters, momenta, schedule.trained_steps(factors)))
         self.rates = torch.tensor(rates, dtype=torch.float32).T.contiguous().to(device)  # (steps, groups)
+        self.now = torch.zeros(len(rates), device=device)  # the row of the current step
         self.filter_rates = rates[0]
         self.renormalize = renormalized_steps(recipe.filters.renormalize, steps)
 
-    def freeze(self, step: int) -> None:
-        """Before the forward pass of `step`: take what is no longer trained out of the graph."""
+    def begin(self, step: int) -> None:
+        """Before the forward pass of `step`: take up its rates, and what is no longer trained out of the graph."""
+        self.now.copy_(self.rates[step])
         for group in self.groups:
             if step >= group.trained_steps:
                 for parameter in group.parameters:
@@ -64,7 +66,7 @@ class Optimizer:
         for column, group in enumerate(self.groups):
             if step >= group.trained_steps:
                 continue
-            rate = self.rates[step, column]
+            rate = self.now[column]
             with ranges.update(group.names):
                 if isinstance(group.settings, recipes.Filters) and group.settings.method == "muon":
                     muon(group, rate, renormalize=self.renormalize[step])
@@ -97,8 +99,8 @@ class Foreign:
         if not isinstance(self.optimizer, torch.optim.Optimizer):
             raise UsageError(f"'{source}' gave no torch.optim.Optimizer but {type(self.optimizer).__name__}.")
 
-    def freeze(self, step: int) -> None:
-        """Nothing is frozen."""
+    def begin(self, step: int) -> None:
+        """Nothing is frozen, and the scheduler has set the rates."""
 
     def update(self, step: int) -> None:
         """Move all parameters by their gradients, drop these, and set the rates of the next step."""
@@ -243,14 +245,19 @@ class Ema:
         self.sources = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
         self.averages = [tensor.clone() for tensor in self.sources] if self.first < steps else []
 
+    def kind(self, step: int) -> str:
+        """What `update` does after a step: nothing, begin, or average."""
+        if step < self.first or (step - self.first) % self.every:
+            return "nothing"
+        return "begin" if step == self.first else "average"
+
     @torch.no_grad()
     def update(self, step: int) -> None:
         """After the update of `step`: take the new weights in, where this step does."""
-        if step < self.first or (step - self.first) % self.every:
-            return
-        if step == self.first:
+        kind = self.kind(step)
+        if kind == "begin":
             torch._foreach_copy_(self.averages, self.sources)
-        else:
+        elif kind == "average":
             torch._foreach_lerp_(self.averages, self.sources, 1 - self.decay)
 
     @torch.no_grad()

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar import census, ranges, roofline, stats, trace
+from fastcifar import engine as engines
 from fastcifar.clock import seconds_of
 from fastcifar.data import Dataset
 from fastcifar.machine import out_of_memory
 from fastcifar.ranges import PHASES, ROOT, phase
 from fastcifar.recipe import Recipe
 from fastcifar.roofline import Roofline
-from fastcifar.step import ENGINE, Training, step
+from fastcifar.step import Training
 from fastcifar.trace import LOSS, Event, Work
 
 WHITENING_IMAGES = 500  # no time depends on how well the filters whiten
@@ -47,6 +48,7 @@ class Subject:
     batch: int
     device: torch.device
     dtype: torch.dtype
+    engine: str = "eager"
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,11 @@ def with_batch(recipe: Recipe, batch: int | None, device: torch.device) -> Recip
 
 
 def subject_of(
-    recipe: Recipe, dataset: Dataset, device: torch.device, weights: dict[str, Tensor] | None = None
+    recipe: Recipe,
+    dataset: Dataset,
+    device: torch.device,
+    weights: dict[str, Tensor] | None = None,
+    engine: str = "eager",
 ) -> Subject:
     """The trainer's step on a recipe, always the same kind: the second of the run, with all that is trained then."""
     few = dataclasses.replace(recipe.network.whiten, images=WHITENING_IMAGES)
@@ -178,12 +184,13 @@ def subject_of(
     else:
         training.network.load_state_dict(weights)
     training.network.train()
+    step = engines.start(engine, training)
 
     def run() -> None:
         training.step = min(1, training.total_steps - 1)
-        step(training)
+        step()
 
-    return Subject(recipe.name, training.network, run, training.batch_size, device, training.dtype)
+    return Subject(recipe.name, training.network, run, training.batch_size, device, training.dtype, engine)
 
 
 def profile_module(
@@ -330,7 +337,7 @@ class Recorder:
             recipe=self.subject.name,
             batch=self.subject.batch,
             steps=len(self.works),
-            engine=ENGINE,
+            engine=self.subject.engine,
             step_ms=step_ms,
             step_std_ms=1000 * spread(self.step_times),
             kernel_ms=kernel_ms,

@@ -13,7 +13,7 @@ from fastcifar import files, machine, operations, recipe, store, trainer
 from fastcifar.data import Dataset
 from fastcifar.errors import DataError, UsageError
 from fastcifar.recipe import Recipe
-from fastcifar.step import ENGINE, Training
+from fastcifar.step import Training
 from fastcifar.trainer import Result, Status
 
 
@@ -26,6 +26,7 @@ class Run:
     device: torch.device
     seed: int
     folder: Path
+    engine: str = "eager"
     saved: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -37,7 +38,7 @@ class Run:
     def introduction(self) -> str:
         """One line before the start: recipe, device, operations, time expected (judged by a rehearsal)."""
         with machine.memory_errors(self.device, self.recipe.training.batch_size):
-            seconds = trainer.rehearse(self.recipe, self.dataset, self.device)
+            seconds = trainer.rehearse(self.recipe, self.dataset, self.device, self.engine)
         where = "" if self.dataset.published else " (not a published dataset)"
         return (
             f"{self.recipe.name} on {self.dataset.name}{where}: {self.operations.total:.3g} operations on "
@@ -52,6 +53,7 @@ class Run:
             return trainer.train(
                 training,
                 self.dataset,
+                engine=self.engine,
                 eval_every=eval_every,
                 on_change=on_change,
                 save=self.keep_state,
@@ -77,7 +79,7 @@ class Run:
             "dataset": self.dataset.name,
             "published_dataset": self.dataset.published,
             "seed": self.seed,
-            "engine": ENGINE,
+            "engine": self.engine,
             "threads": torch.get_num_threads(),
             "flops": self.operations.total,
             "tflops_per_s": self.operations.total / result.train_s / 1e12,

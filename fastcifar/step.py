@@ -20,7 +20,6 @@ from fastcifar.optim import Ema, make_optimizer
 from fastcifar.ranges import phase
 from fastcifar.recipe import Recipe
 
-ENGINE = "eager"  # how a step is executed: operator by operator
 WHITENING_CHUNK = 1000  # images rendered at once, to bound memory
 DTYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -108,12 +107,15 @@ class Training:
             render(self.images, Plan(part), self.mean, self.std, torch.float32) for part in parts
         )
 
-    def batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The images, labels and weights of the current step; the first step of an epoch draws the epoch's plan."""
+    def part(self) -> Plan:
+        """The plan of the current step; the first step of an epoch draws the epoch's."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if position == 0 or self.plan is None:
             self.plan = self.planner.plan(epoch)
-        part = self.plan.batch(position * self.batch_size, self.batch_size)
+        return self.plan.batch(position * self.batch_size, self.batch_size)
+
+    def batch(self, part: Plan) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The images, labels and weights of a step's plan."""
         weights = None if self.weights is None else self.weights[part.index]
         return self.render(part), self.labels[part.index], weights
 
@@ -146,9 +148,17 @@ class Training:
 
 def step(training: Training) -> None:
     """One update of the weights."""
-    training.optimizer.freeze(training.step)
+    training.optimizer.begin(training.step)
     with phase("data"):
-        images, labels, weights = training.batch()
+        part = training.part()
+    work(training, part)
+    training.step += 1
+
+
+def work(training: Training, part: Plan) -> None:
+    """What a step does on the device, once it is known which images it takes: an engine may record and repeat it."""
+    with phase("data"):
+        images, labels, weights = training.batch(part)
     with phase("forward"):
         logits = training.network(images)
     with phase("loss"):
@@ -160,7 +170,6 @@ def step(training: Training) -> None:
         training.ema.update(training.step)
     with phase("loss"):
         count(training.metrics, loss, logits, labels)
-    training.step += 1
 
 
 def loss_of(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None = None) -> Tensor:

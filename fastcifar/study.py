@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from fastcifar import data, profiler, recipe, store
+from fastcifar import data, engine, profiler, recipe, store
 from fastcifar.errors import MachineError, UsageError
 from fastcifar.machine import out_of_memory, peak_memory
 from fastcifar.profiler import Profile, Subject
@@ -27,6 +27,7 @@ class Study:
         dataset: str | None,
         device: torch.device,
         batch: int | None,
+        engines: list[str],
     ) -> None:
         self.device = device
         self.weights = None
@@ -49,6 +50,9 @@ class Study:
             self.dataset = images(dataset, "cifar10")
         self.asked = recipes
         self.recipes = [profiler.with_batch(each, batch, device) for each in recipes]
+        chosen = engine.bind(engines, ("a", "b"), "eager")
+        # A graph is one launch to whoever looks from outside: what it replays are the kernels that eager launches.
+        self.engines = [engine.choose(each, device)[0] for each in chosen.values()][: len(recipes)]
 
     def introduction(self) -> str:
         """One line before the start, that says where less is measured than a training does."""
@@ -60,20 +64,22 @@ class Study:
         less = " (fewer than the recipe's; --batch changes it)" if smaller else ""
         return f"Profiling {names} on {self.dataset.name}: {' and '.join(map(str, batches))} images a step{less}"
 
-    def subject(self, which: Recipe) -> Subject:
-        return profiler.subject_of(which, self.dataset, self.device, self.weights)
+    def subject(self, which: Recipe, engine: str) -> Subject:
+        return profiler.subject_of(which, self.dataset, self.device, self.weights, engine)
 
     def measure(self, steps: int | None) -> list[Profile]:
         """The profiles; raises MachineError with a batch size that fits where the memory does not suffice."""
         try:
-            return profiler.measure([self.subject(each) for each in self.recipes], steps)
+            subjects = [self.subject(*each) for each in zip(self.recipes, self.engines, strict=True)]
+            return profiler.measure(subjects, steps)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
         # Outside the handler: the error would keep alive what filled the memory.
         peak, largest = peak_memory(self.device) / 2**30, max(self.recipes, key=lambda each: each.training.batch_size)
         fits = profiler.fitting_batch(
-            lambda batch: self.subject(profiler.with_batch(largest, batch, self.device)), largest.training.batch_size
+            lambda batch: self.subject(profiler.with_batch(largest, batch, self.device), "eager"),
+            largest.training.batch_size,
         )
         raise MachineError(
             f"Out of memory on {self.device} with {largest.training.batch_size} images a step, where {peak:.1f} GiB "

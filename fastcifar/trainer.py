@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastcifar import engine as engines
 from fastcifar import evaluate
 from fastcifar.clock import Mark, process_age, seconds_of
 from fastcifar.data import Dataset
 from fastcifar.errors import Diverged
 from fastcifar.machine import forget_peak_memory, peak_memory
 from fastcifar.recipe import Evaluation, Recipe
-from fastcifar.step import Training, step, total_steps
+from fastcifar.step import Training, total_steps
 
 TICKS_PER_EPOCH = 16
 QUICK_EPOCH = 10.0  # seconds: on CUDA an epoch shorter than this is not worth the wait that saving costs
@@ -91,6 +92,7 @@ def train(
     training: Training,
     dataset: Dataset,
     *,
+    engine: str = "eager",
     eval_every: int = 0,
     on_change: Callable[[Status], None] = lambda status: None,
     save: Callable[[dict[str, Any]], None] | None = None,
@@ -104,7 +106,7 @@ def train(
     """
     setup_s = process_age()
     forget_peak_memory(training.device)
-    loop = Loop(training, dataset, on_change)
+    loop = Loop(training, dataset, engine, on_change)
     if saved is None:
         loop.whiten()
     else:
@@ -122,8 +124,9 @@ def train(
 class Loop:
     """The epochs of one run, and what is known of them."""
 
-    def __init__(self, training: Training, dataset: Dataset, on_change: Callable[[Status], None]) -> None:
+    def __init__(self, training: Training, dataset: Dataset, engine: str, on_change: Callable[[Status], None]) -> None:
         self.training = training
+        self.step = engines.start(engine, training)
         self.dataset = dataset
         self.on_change = on_change
         self.status = Status(training.total_steps, training.steps_per_epoch)
@@ -155,7 +158,7 @@ class Loop:
         training.clear_metrics()
         end = min(training.total_steps, (training.step // training.steps_per_epoch + 1) * training.steps_per_epoch)
         while training.step < end:
-            step(training)
+            self.step()
             if training.step == end or training.step % self.tick_every == 0:
                 self.leave_tick(start)
                 self.read_ticks()
@@ -259,7 +262,7 @@ class Loop:
         )
 
 
-def rehearse(recipe: Recipe, dataset: Dataset, device: torch.device) -> float:
+def rehearse(recipe: Recipe, dataset: Dataset, device: torch.device, engine: str = "eager") -> float:
     """Seconds that a run is going to take, judged by a few steps on a scratch copy; also wakes the device up.
 
     On CUDA two steps and an evaluation prepare kernels and memory, and a third step is timed. Elsewhere two small
@@ -269,15 +272,16 @@ def rehearse(recipe: Recipe, dataset: Dataset, device: torch.device) -> float:
     if device.type == "cuda":
         scratch = Training(recipe, dataset, device, seed=0)
         scratch.whiten()
-        step(scratch)
+        step = engines.start(engine, scratch)
+        step()
         test = dataset.test.images.to(device)
         evaluate.infer(scratch.network, test, scratch.mean, scratch.std, recipe.evaluation)
         scratch.network.train()
-        step(scratch)
-        a_step = time_step(scratch)
+        step()
+        a_step = seconds_of(step, device)
         an_image = a_step / batch
     else:
-        few, more = (time_step(small_training(recipe, dataset, device, count)) for count in REHEARSALS)
+        few, more = (seconds_of(small_step(recipe, dataset, device, engine, count), device) for count in REHEARSALS)
         an_image = max(0.0, more - few) / (REHEARSALS[1] - REHEARSALS[0])
         a_step = few + an_image * (batch - REHEARSALS[0])
     # A forward pass is about a third of a step.
@@ -285,19 +289,16 @@ def rehearse(recipe: Recipe, dataset: Dataset, device: torch.device) -> float:
     return a_step * total_steps(recipe, images) + an_image * views / 3
 
 
-def small_training(recipe: Recipe, dataset: Dataset, device: torch.device, batch_size: int) -> Training:
-    """A scratch training with small batches, one step done."""
+def small_step(
+    recipe: Recipe, dataset: Dataset, device: torch.device, engine: str, batch_size: int
+) -> Callable[[], None]:
+    """A step of a scratch training with small batches, done once."""
     norm = dataclasses.replace(recipe.network.norm, ghost=0)
     small = dataclasses.replace(
         recipe,
         training=dataclasses.replace(recipe.training, batch_size=batch_size),
         network=dataclasses.replace(recipe.network, norm=norm),
     )
-    training = Training(small, dataset, device, seed=0)
-    step(training)
-    return training
-
-
-def time_step(training: Training) -> float:
-    """Seconds of one step, on the device."""
-    return seconds_of(lambda: step(training), training.device)
+    step = engines.start(engine, Training(small, dataset, device, seed=0))
+    step()
+    return step

@@ -36,7 +36,7 @@ def run(name: str, seed: int, accuracy: float | None, train_s: float = 1.0, at: 
 
 
 def plan(*arguments: str, runs: int = 4, settings: tuple[str, ...] = ()) -> bench.Plan:
-    return bench.Plan(bench.named(arguments, settings), data.load("shapes"), torch.device("cpu"), range(runs))
+    return bench.Plan(bench.named(arguments, settings)[0], data.load("shapes"), torch.device("cpu"), range(runs))
 
 
 # --------------------------------------------------------------------------------------------------------------- order
