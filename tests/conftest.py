@@ -33,10 +33,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all tests but those of the compile cache keep their kernels: compiling takes seconds."""
+    folder = tmp_path_factory.mktemp("native")
+    folder.chmod(0o700)
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty FASTCIFAR_HOME."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: Path) -> Path:
+    """A FASTCIFAR_HOME with no dataset in it."""
     folder = tmp_path / "home"
+    folder.mkdir(mode=0o700)
+    (folder / "native").symlink_to(compiled)
     monkeypatch.setenv("FASTCIFAR_HOME", str(folder))
     return folder
 
