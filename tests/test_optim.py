@@ -55,7 +55,7 @@ def test_sgd_is_pytorchs_sgd() -> None:
     for step in range(STEPS):
         for network in (ours, theirs):
             give_gradients(network, step)
-        optimizer.freeze(step)
+        optimizer.begin(step)
         optimizer.update(step)
         for group in reference.param_groups:
             group["lr"] = group["section"].lr * over_steps(group["section"].schedule, STEPS)[step]
@@ -71,7 +71,7 @@ def test_a_frozen_bias_has_no_gradient_and_does_not_move() -> None:
     bias, seen = network.whiten.bias, []
     assert bias is not None
     for step in range(STEPS):
-        optimizer.freeze(step)
+        optimizer.begin(step)
         network(torch.randn(4, 3, 32, 32)).sum().backward()
         assert (bias.grad is not None) == (step < STEPS // 2)
         optimizer.update(step)
@@ -155,7 +155,7 @@ def test_state_and_restore_go_on_as_if_nothing_had_happened() -> None:
     one, two = Optimizer(straight, settings.optimizer, STEPS), Optimizer(broken, settings.optimizer, STEPS)
     for step in range(STEPS):
         for network, optimizer in ((straight, one), (broken, two)):
-            optimizer.freeze(step)
+            optimizer.begin(step)
             give_gradients(network, step)
             optimizer.update(step)
         if step == 4:
