@@ -82,7 +82,7 @@ def test_a_frozen_bias_has_no_gradient_and_does_not_move() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 16, 40), (3, 16, 16), (2, 40, 16)])
 def test_newton_schulz_brings_singular_values_near_one_and_keeps_the_directions(shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))  # a square one may be near singular
     u, _, v = torch.linalg.svd(x, full_matrices=False)
     y = newton_schulz(x, ((3.4445, -4.7750, 2.0315),) * 5)
     assert y.shape == x.shape
