@@ -42,7 +42,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the recipe; may be given again."),
 ]
-Engine = Annotated[str, typer.Option(help="How a step is executed: eager, compiled, graph or auto.")]
+Engine = Annotated[
+    str | None, typer.Option(help="How a step is executed: eager, compiled, graph, or auto, which is the default.")
+]
 Engines = Annotated[
     list[str] | None,
     typer.Option("--engine", metavar="[NAME:]ENGINE", help="How steps are executed: eager, compiled, graph or auto."),
@@ -222,7 +224,7 @@ def train(
     dataset: DatasetName = "cifar10",
     device: Device = None,
     threads: Threads = None,
-    engine: Engine = "auto",
+    engine: Engine = None,
     seed: Annotated[int, typer.Option(help="Where all random numbers come from.")] = 0,
     settings: Settings = None,
     target: Annotated[
@@ -257,7 +259,7 @@ def train(
         place = machine.pick_device(device or saved["device"])
         runs.check_same_kind(saved, place)
         machine.prepare(place, threads or saved["threads"])
-        chosen, note = engines.choose(engine, place)
+        chosen, note = engines.choose(engine or saved["engine"], place)
         images = obtain(saved["dataset"]["name"], screen)
         runs.check_same_dataset(saved, images)
         run = runs.Run(store.recipe_of(saved, resume), images, place, saved["seed"], resume, chosen, saved["loop"])
@@ -265,7 +267,7 @@ def train(
         found = recipe_files.load(recipe or "fast94", settings or ())
         place = machine.pick_device(device)
         machine.prepare(place, threads)
-        chosen, note = engines.choose(engine, place)
+        chosen, note = engines.choose(engine or "auto", place)
         images = obtain(dataset, screen)
         run = runs.Run(found, images, place, seed, store.create_run_folder(out, found.name, seed, force), chosen)
     if note:

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from fastcifar import native
-from fastcifar.errors import MachineError, UsageError, nearest
+from fastcifar import native, recipe
+from fastcifar.errors import FastcifarError, MachineError, UsageError, nearest
 from fastcifar.loader import Plan
 from fastcifar.optim import Optimizer
 from fastcifar.step import Training, step, work
@@ -30,9 +30,11 @@ def choose(asked: str, device: torch.device) -> tuple[str, str]:
         raise UsageError(f"There is no engine '{asked}'; {nearest(asked, ENGINES)}")
     if asked == "auto":
         # On CUDA eager is what was measured so far; nobody has yet seen the others keep their promise there.
-        missing = lacks("compiled", device) if device.type == "cpu" else None
-        wanted = "compiled" if device.type == "cpu" and missing is None else "eager"
-        return wanted, f"The eager engine runs, slower than the compiled one: {missing}." if missing else ""
+        if device.type != "cpu":
+            return "eager", ""
+        if missing := lacks("compiled", device):
+            return "eager", f"The eager engine runs, slower than the compiled one: {missing}."
+        return "compiled", ""
     if missing := lacks(asked, device):
         raise MachineError(f"The {asked} engine cannot run here: {missing}; use --engine eager.")
     return asked, ""
@@ -43,13 +45,8 @@ def bind(asked: Iterable[str], names: Sequence[str], default: str) -> dict[str, 
 
     Raises UsageError for a name that is none of them.
     """
-    bound = dict.fromkeys(names, default)
-    for each in sorted(asked, key=lambda each: ":" in each):
-        name, colon, engine = each.rpartition(":")
-        if colon and name not in bound:
-            raise UsageError(f"--engine {each!r} is for '{name}', which is not here; {nearest(name, names)}")
-        bound.update({name: engine} if colon else dict.fromkeys(names, engine))
-    return bound
+    general_first = sorted(asked, key=lambda each: ":" in each)
+    return {name: [default, *given][-1] for name, given in recipe.bind(general_first, names, "--engine").items()}
 
 
 def lacks(engine: str, device: torch.device) -> str | None:
@@ -59,7 +56,7 @@ def lacks(engine: str, device: torch.device) -> str | None:
     if engine == "compiled" and device.type == "cpu":
         try:
             native.library("winograd")
-        except (MachineError, OSError) as error:
+        except (FastcifarError, OSError) as error:
             return str(error)
     if engine == "compiled" and device.type == "cuda" and not has_triton():
         return "PyTorch's compiler needs Triton"

@@ -19,7 +19,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
-from fastcifar import data
+from fastcifar import data, files
 from fastcifar.errors import FastcifarError, MachineError
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
@@ -84,17 +84,20 @@ def intact(path: Path) -> bool:
 
 
 def build(source: bytes, path: Path) -> None:
-    """Compile the source and put it at `path`, whole or not at all; raises MachineError with the reason."""
+    """Compile the source and put it at `path`, whole or not at all.
+
+    Raises MachineError with the reason, DataError where it cannot be written.
+    """
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
     if compiler is None:
         raise MachineError("there is no C++ compiler here (g++ or clang++)")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / path.name
         command = [compiler, *FLAGS, "-x", "c++", "-", "-o", str(output)]
         done = subprocess.run(command, input=source, capture_output=True, check=False)
         if done.returncode or not output.exists():
             said = done.stderr.decode(errors="replace").strip().splitlines() or [f"it left with {done.returncode}"]
             raise MachineError(f"{compiler} cannot compile our kernels: {said[0]}")
-        with open(output, "ab") as file:  # what follows the last section is no part of the code
-            file.write(hashlib.sha256(output.read_bytes()).digest())
-        os.replace(output, path)
+        content = output.read_bytes()
+    digest = hashlib.sha256(content).digest()  # what follows the last section is no part of the code
+    files.write_atomically(path, lambda file: file.write(content + digest))

@@ -192,8 +192,9 @@ def change(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     return from_dict(tree, where=f"recipe '{recipe.name}'")
 
 
-def bind(settings: Iterable[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """Overrides for each of several recipes: `name:section.key=value` is for the one of that name, others for all.
+def bind(settings: Iterable[str], names: Sequence[str], option: str = "--set") -> dict[str, list[str]]:
+    """What an option says of each of several recipes: `name:section.key=value` is for the one of that name, others for
+    all.
 
     Raises UsageError for a name that is none of them.
     """
@@ -206,7 +207,7 @@ def bind(settings: Iterable[str], names: Sequence[str]) -> dict[str, list[str]]:
         elif name in bound:
             bound[name].append(rest)
         else:
-            raise UsageError(f"--set {setting!r} is for '{name}', which is not here; {nearest(name, names)}")
+            raise UsageError(f"{option} {setting!r} is for '{name}', which is not here; {nearest(name, names)}")
     return bound
 
 

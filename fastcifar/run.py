@@ -68,6 +68,7 @@ class Run:
             "seed": self.seed,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
+            "engine": self.engine,
             "loop": state,
         }
         files.save_tensors(self.folder / store.STATE, "state", facts)
@@ -113,7 +114,7 @@ def saved_state(folder: Path) -> dict[str, Any]:
         if (folder / store.CHECKPOINT).exists():
             raise DataError(f"The run in {folder} is finished: there is nothing to resume.")
         raise DataError(f"There is no interrupted run in {folder}: it holds no {store.STATE}.")
-    return files.load_tensors(path, "state", ("recipe", "dataset", "seed", "device", "threads", "loop"))
+    return files.load_tensors(path, "state", ("recipe", "dataset", "seed", "device", "threads", "engine", "loop"))
 
 
 def check_same_kind(saved: dict[str, Any], device: torch.device) -> None:

@@ -148,7 +148,8 @@ class Training:
 
 def step(training: Training) -> None:
     """One update of the weights."""
-    training.optimizer.begin(training.step)
+    with phase("optimizer"):
+        training.optimizer.begin(training.step)
     with phase("data"):
         part = training.part()
     work(training, part)

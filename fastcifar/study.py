@@ -50,9 +50,8 @@ class Study:
             self.dataset = images(dataset, "cifar10")
         self.asked = recipes
         self.recipes = [profiler.with_batch(each, batch, device) for each in recipes]
-        chosen = engine.bind(engines, ("a", "b"), "eager")
-        # A graph is one launch to whoever looks from outside: what it replays are the kernels that eager launches.
-        self.engines = [engine.choose(each, device)[0] for each in chosen.values()][: len(recipes)]
+        chosen = engine.bind(engines, ("a", "b")[: len(recipes)], "eager")
+        self.engines = [engine.choose(each, device)[0] for each in chosen.values()]
 
     def introduction(self) -> str:
         """One line before the start, that says where less is measured than a training does."""
@@ -69,16 +68,17 @@ class Study:
 
     def measure(self, steps: int | None) -> list[Profile]:
         """The profiles; raises MachineError with a batch size that fits where the memory does not suffice."""
+        sides = list(zip(self.recipes, self.engines, strict=True))
         try:
-            subjects = [self.subject(*each) for each in zip(self.recipes, self.engines, strict=True)]
-            return profiler.measure(subjects, steps)
+            return profiler.measure([self.subject(*each) for each in sides], steps)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
         # Outside the handler: the error would keep alive what filled the memory.
-        peak, largest = peak_memory(self.device) / 2**30, max(self.recipes, key=lambda each: each.training.batch_size)
+        peak = peak_memory(self.device) / 2**30
+        largest, engine = max(sides, key=lambda side: side[0].training.batch_size)
         fits = profiler.fitting_batch(
-            lambda batch: self.subject(profiler.with_batch(largest, batch, self.device), "eager"),
+            lambda batch: self.subject(profiler.with_batch(largest, batch, self.device), engine),
             largest.training.batch_size,
         )
         raise MachineError(

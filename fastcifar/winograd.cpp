@@ -274,6 +274,19 @@ template <class Work> void each_tile(const Shape& shape, int first, int last, Wo
       for (int x = 0; x < shape.across; x++) work(t++, (size_t)image * shape.pixels(), y, x);
 }
 
+// Share the blocks out to the threads: call `work(thread, input panels, output panels, first image, last image)`.
+template <class Work> void each_block(const Shape& shape, float* scratch, int in, int out, int threads, Work work) {
+  const size_t tiles = (size_t)POINTS * shape.padded;
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+  for (int thread = 0; thread < threads; thread++) {
+    float* V = scratch + tiles * (in + out) * thread;
+    for (int b = thread; b < shape.blocks(); b += threads) {
+      const int first = b * shape.block, end = first + shape.block;
+      work(thread, V, V + tiles * in, first, end < shape.images ? end : shape.images);
+    }
+  }
+}
+
 }  // namespace
 
 // y (n, h, w, out) = x (n, h, w, in) convolved with filters (3, 3, in, out). Returns 1 where memory does not suffice.
@@ -285,22 +298,16 @@ extern "C" int convolve(const float* x, const float* filters, float* y, int n, i
   const bool enough = U && scratch;
   if (enough) {
     take_filters(filters, U, in, out, threads);
-#pragma omp parallel for schedule(static, 1) num_threads(threads)
-    for (int thread = 0; thread < threads; thread++) {
-      float* V = scratch + tiles * (in + out) * thread;
-      float* M = V + tiles * in;
-      for (int b = thread; b < shape.blocks(); b += threads) {
-        const int first = b * shape.block, last = first + shape.block < n ? first + shape.block : n;
-        each_tile(shape, first, last, [&](int t, size_t at, int row, int column) {
-          take_input(shape, x + at * in, in, row, column, V, t);
-        });
-        for (size_t p = 0; p < POINTS; p++)
-          multiply(V + p * shape.padded * in, U + p * in * out, M + p * shape.padded * out, shape.padded, in, out);
-        each_tile(shape, first, last, [&](int t, size_t at, int row, int column) {
-          put_output(shape, M, t, y + at * out, out, row, column);
-        });
-      }
-    }
+    each_block(shape, scratch, in, out, threads, [&](int, float* V, float* M, int first, int last) {
+      each_tile(shape, first, last, [&](int t, size_t at, int row, int column) {
+        take_input(shape, x + at * in, in, row, column, V, t);
+      });
+      for (size_t p = 0; p < POINTS; p++)
+        multiply(V + p * shape.padded * in, U + p * in * out, M + p * shape.padded * out, shape.padded, in, out);
+      each_tile(shape, first, last, [&](int t, size_t at, int row, int column) {
+        put_output(shape, M, t, y + at * out, out, row, column);
+      });
+    });
   }
   std::free(U), std::free(scratch);
   return !enough;
@@ -318,29 +325,23 @@ extern "C" int convolve_backward(const float* x, const float* filters, const flo
   const bool enough = (U || !dx) && (D || !df) && scratch;
   if (enough) {
     if (dx) take_filters(filters, U, out, in, threads);
-#pragma omp parallel for schedule(static, 1) num_threads(threads)
-    for (int thread = 0; thread < threads; thread++) {
-      float* V = scratch + tiles * (in + out) * thread;
-      float* Y = V + tiles * in;
-      for (int b = thread; b < shape.blocks(); b += threads) {
-        const int first = b * shape.block, last = first + shape.block < n ? first + shape.block : n;
-        each_tile(shape, first, last, [&](int t, size_t at, int row, int column) {
-          if (df) take_input(shape, x + at * in, in, row, column, V, t);
-          take_gradient(shape, dy + at * out, out, row, column, Y, t);
-        });
-        const int used = (last - first) * shape.tiles(), T = shape.padded;
-        for (size_t p = 0; p < POINTS; p++) {
-          float *v = V + p * T * in, *g = Y + p * T * out;
-          if (df) accumulate(v, g, D + thread * weights + p * in * out, used, T, in, out);
-          if (dx) multiply(g, U + p * in * out, v, T, out, in);  // in the place of the input, which is done with
-        }
-        if (!dx) continue;
-        std::memset(dx + first * shape.pixels() * in, 0, (last - first) * shape.pixels() * in * sizeof(float));
-        each_tile(shape, first, last, [&](int t, size_t at, int row, int column) {
-          add_input(shape, V, t, dx + at * in, in, row, column);
-        });
+    each_block(shape, scratch, in, out, threads, [&](int thread, float* V, float* Y, int first, int last) {
+      each_tile(shape, first, last, [&](int t, size_t at, int row, int column) {
+        if (df) take_input(shape, x + at * in, in, row, column, V, t);
+        take_gradient(shape, dy + at * out, out, row, column, Y, t);
+      });
+      const int used = (last - first) * shape.tiles(), T = shape.padded;
+      for (size_t p = 0; p < POINTS; p++) {
+        float *v = V + p * T * in, *g = Y + p * T * out;
+        if (df) accumulate(v, g, D + thread * weights + p * in * out, used, T, in, out);
+        if (dx) multiply(g, U + p * in * out, v, T, out, in);  // in the place of the input, which is done with
       }
-    }
+      if (!dx) return;
+      std::memset(dx + first * shape.pixels() * in, 0, (last - first) * shape.pixels() * in * sizeof(float));
+      each_tile(shape, first, last, [&](int t, size_t at, int row, int column) {
+        add_input(shape, V, t, dx + at * in, in, row, column);
+      });
+    });
     if (df) put_filters(D, threads, df, in, out);
   }
   std::free(U), std::free(D), std::free(scratch);

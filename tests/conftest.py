@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -22,11 +23,15 @@ from PIL import Image
 
 from fastcifar import cli as command_line
 from fastcifar import data, importing
+from fastcifar.data import Dataset, Split
 
 SHARED = Path(os.environ.get("FASTCIFAR_SHARED", Path(__file__).resolve().parents[2] / "shared" / "cifar10"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "cifar10_home" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("the real images, imported once"))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
@@ -49,6 +54,23 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: Path) -> Pat
     (folder / "native").symlink_to(compiled)
     monkeypatch.setenv("FASTCIFAR_HOME", str(folder))
     return folder
+
+
+@pytest.fixture
+def no_home(home: Path) -> Path:
+    """A FASTCIFAR_HOME that does not exist yet."""
+    (home / "native").unlink()
+    home.rmdir()
+    return home
+
+
+def few_shapes(train: int, test: int) -> Dataset:
+    """The first so many embedded images of each part."""
+    whole = data.load("shapes")
+    cut = [
+        Split(part.images[:count], part.labels[:count]) for part, count in ((whole.train, train), (whole.test, test))
+    ]
+    return dataclasses.replace(whole, train=cut[0], test=cut[1])
 
 
 @dataclass

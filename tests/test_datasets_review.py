@@ -114,9 +114,9 @@ def test_an_unreadable_folder_is_told(image_folder: Path, monkeypatch: pytest.Mo
         data.import_from(image_folder)
 
 
-def test_remove_takes_what_a_killed_process_left(home: Path) -> None:
-    home.mkdir()
-    left = home / ".pets.pt.123.tmp"
+def test_remove_takes_what_a_killed_process_left(no_home: Path) -> None:
+    no_home.mkdir()
+    left = no_home / ".pets.pt.123.tmp"
     left.touch()
     assert data.remove("pets") == [left] and not left.exists()
 
@@ -159,17 +159,17 @@ def test_a_stream_of_unknown_length_that_breaks_off_goes_on(chunked: str, tmp_pa
     assert (tmp_path / "a").read_bytes() == Chunked.content
 
 
-def test_an_archive_that_came_whole_is_not_asked_for_again(official: Official, home: Path) -> None:
-    home.mkdir()
-    (home / official.facts.archive).write_bytes(official.archive.read_bytes())
+def test_an_archive_that_came_whole_is_not_asked_for_again(official: Official, no_home: Path) -> None:
+    no_home.mkdir()
+    (no_home / official.facts.archive).write_bytes(official.archive.read_bytes())
     found = data.download("cifar10")  # nobody answers at the address
     assert found.source == official.facts.url
-    assert not (home / official.facts.archive).exists()
+    assert not (no_home / official.facts.archive).exists()
 
 
-def test_a_dataset_that_is_here_is_verified_not_trusted(official: Official, home: Path) -> None:
-    home.mkdir()
-    (home / official.facts.archive).write_bytes(official.archive.read_bytes())
+def test_a_dataset_that_is_here_is_verified_not_trusted(official: Official, no_home: Path) -> None:
+    no_home.mkdir()
+    (no_home / official.facts.archive).write_bytes(official.archive.read_bytes())
     kept = data.path_of("cifar10")
     content = data.download("cifar10").train.images.numpy().tobytes()[:64]
     changed = bytearray(kept.read_bytes())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -13,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Cli
+from conftest import Cli, few_shapes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcifar import data, engine, native, profiler, recipe, winograd
-from fastcifar.data import Dataset, Split
+from fastcifar.data import Dataset
 from fastcifar.errors import MachineError, UsageError
+from fastcifar.run import Run, saved_state
 from fastcifar.step import Training
 
 CPU = torch.device("cpu")
@@ -28,9 +28,7 @@ SMALL = ["network.widths=[8, 16, 24]", "training.epochs=2", "training.batch_size
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    whole = data.load("shapes")
-    cut = [Split(part.images[:count], part.labels[:count]) for part, count in ((whole.train, 500), (whole.test, 100))]
-    return dataclasses.replace(whole, train=cut[0], test=cut[1])
+    return few_shapes(500, 100)
 
 
 def relative(found: Tensor, exact: Tensor) -> float:
@@ -219,6 +217,17 @@ def test_interrupted_in_compiling(home: Path, tmp_path: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and said.decode().strip() == "Interrupted."
     assert not list((home / "native").iterdir()) and not (tmp_path / "runs").exists()
+
+
+def test_a_run_goes_on_with_the_engine_it_began_with(dataset: Dataset, tmp_path: Path) -> None:
+    run = Run(recipe.load("tiny", SMALL), dataset, CPU, 0, tmp_path, "eager")
+    run.keep_state({})
+    assert saved_state(tmp_path)["engine"] == "eager"
+
+
+def test_one_profile_has_no_second_side(cli: Cli) -> None:
+    done = cli("profile", "tiny", "--dataset", "shapes", "--engine", "b:compiled")
+    assert done.code == 2 and "--engine 'b:compiled' is for 'b', which is not here" in done.err
 
 
 def test_bench_takes_an_engine_for_each(cli: Cli, tmp_path: Path) -> None:

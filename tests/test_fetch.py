@@ -186,11 +186,11 @@ def test_a_place_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
         fetch.fetch(server.url, tmp_path / "file" / "archive", sum_of(CONTENT))
 
 
-def test_download_from_a_mirror_gives_the_dataset(official: Official, server: Server, home: Path) -> None:
+def test_download_from_a_mirror_gives_the_dataset(official: Official, server: Server, no_home: Path) -> None:
     server.content = official.archive.read_bytes()
     found = data.download("cifar10", server.url)
     assert found.published and len(found.train.labels) == 40
-    assert [path.name for path in home.iterdir() if not path.name.startswith(".")] == ["cifar10.pt"]
+    assert [path.name for path in no_home.iterdir() if not path.name.startswith(".")] == ["cifar10.pt"]
     data.download("cifar10", server.url)  # here already: nothing is asked for again
     assert len(server.asked) == 1
 
@@ -215,11 +215,11 @@ def test_only_published_datasets_can_be_downloaded() -> None:
         data.download("imagenet")
 
 
-def test_ctrl_c_keeps_the_part_and_nothing_else(server: Server, home: Path) -> None:
+def test_ctrl_c_keeps_the_part_and_nothing_else(server: Server, no_home: Path) -> None:
     server.stall_after = 200_000
     command = [sys.executable, "-m", "fastcifar", "download", "--url", server.url]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    part = home / "cifar-10-python.tar.gz.part"
+    part = no_home / "cifar-10-python.tar.gz.part"
     for _ in range(600):
         if part.exists() and part.stat().st_size:
             break
@@ -227,4 +227,4 @@ def test_ctrl_c_keeps_the_part_and_nothing_else(server: Server, home: Path) -> N
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Interrupted" in err and "Traceback" not in err
-    assert [path.name for path in home.iterdir() if not path.name.startswith(".")] == [part.name]
+    assert [path.name for path in no_home.iterdir() if not path.name.startswith(".")] == [part.name]
