@@ -16,6 +16,8 @@ from hashlib import md5
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run side by side; PyTorch reads it when it is imported
+
 import numpy as np
 import pytest
 import torch
