@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fastcifar import engine, machine, recipe, report, store, trainer
-from fastcifar.data import Dataset
+from fastcifar.data import Dataset, hold_out
 from fastcifar.errors import Diverged, UsageError
 from fastcifar.ranks import Ranks, earlier_files, together
 from fastcifar.recipe import Recipe
@@ -54,6 +54,10 @@ class Plan:
     def engine(self, name: str) -> str:
         """How the steps of a recipe are executed."""
         return self.engines.get(name, "eager")
+
+    def images(self, name: str) -> Dataset:
+        """The dataset as a recipe sees it."""
+        return hold_out(self.dataset, self.recipes[name].data.holdout)
 
     def report(self, runs: list[Record]) -> Report:
         """What the runs so far say."""
@@ -171,7 +175,7 @@ def run_all(
     for position, (name, seed) in enumerate(tasks):
         progress.now, progress.seed, progress.status = name, seed, None
         if name not in warm and plan.device.type == "cuda":
-            trainer.rehearse(plan.recipes[name], plan.dataset, plan.device, plan.engine(name))
+            trainer.rehearse(plan.recipes[name], plan.images(name), plan.device, plan.engine(name))
         warm.add(name)
 
         def watch(status: Status) -> None:
@@ -189,9 +193,10 @@ def run_once(plan: Plan, name: str, seed: int, on_change: Callable[[Status], Non
     chosen = plan.recipes[name]
     record: Record = {"name": name, "recipe": chosen.name, "seed": seed, "diverged": False}
     with machine.memory_errors(plan.device, chosen.training.batch_size):
-        training = Training(chosen, plan.dataset, plan.device, seed)
+        images = plan.images(name)
+        training = Training(chosen, images, plan.device, seed)
         try:
-            result = trainer.train(training, plan.dataset, engine=plan.engine(name), on_change=on_change)
+            result = trainer.train(training, images, engine=plan.engine(name), on_change=on_change)
         except Diverged:
             return {**record, "diverged": True, "accuracy": None, "train_s": None, "at": time.time()}
     keys = ("accuracy", "accuracy_no_tta", "train_s", "epochs_s", "eval_s", "peak_memory")

@@ -36,6 +36,7 @@ AsJson = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the result.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; the first GPU where there is one.")]
+DEFAULT_RECIPE = "A recipe or a TOML file; by default fast94 on a GPU and quick90 elsewhere."
 Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Threads on the CPU; all cores by default.")]
 DatasetName = Annotated[str, typer.Option(help="cifar10, cifar100, shapes (needs no download), or one imported.")]
 Settings = Annotated[
@@ -220,7 +221,7 @@ def recipes(
 
 @app.command()
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe or a TOML file; fast94 by default.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help=DEFAULT_RECIPE)] = None,
     dataset: DatasetName = "cifar10",
     device: Device = None,
     threads: Threads = None,
@@ -264,8 +265,8 @@ def train(
         runs.check_same_dataset(saved, images)
         run = runs.Run(store.recipe_of(saved, resume), images, place, saved["seed"], resume, chosen, saved["loop"])
     else:
-        found = recipe_files.load(recipe or "fast94", settings or ())
         place = machine.pick_device(device)
+        found = recipe_files.load(recipe or recipe_files.default(place.type), settings or ())
         machine.prepare(place, threads)
         chosen, note = engines.choose(engine or "auto", place)
         images = obtain(dataset, screen)
@@ -340,7 +341,7 @@ def evaluate(
 
 @app.command()
 def profile(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe or a TOML file; fast94 by default.")] = None,
+    recipe: Annotated[str | None, typer.Argument(help=DEFAULT_RECIPE)] = None,
     versus: Annotated[
         str | None, typer.Option("--vs", metavar="RECIPE", help="Compare with another, by turns.")
     ] = None,

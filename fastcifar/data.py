@@ -134,6 +134,24 @@ def load(name: str) -> Dataset:
     return dataset
 
 
+def hold_out(dataset: Dataset, count: int) -> Dataset:
+    """The dataset with `count` of its training images in place of the test images, the same ones for every seed:
+    what to judge by while one still chooses. With 0, the dataset itself.
+
+    Raises UsageError where no training images would be left.
+    """
+    if count == 0:
+        return dataset
+    if count >= len(dataset.train.images):
+        raise UsageError(f"data.holdout={count} leaves none of {len(dataset.train.images)} images to train on.")
+    order = torch.randperm(len(dataset.train.images), generator=torch.Generator().manual_seed(0))
+    kept, held = (
+        Split(dataset.train.images[rows], dataset.train.labels[rows])
+        for rows in (order[count:].sort().values, order[:count].sort().values)
+    )
+    return replace(dataset, train=kept, test=held, published=False)
+
+
 def check(dataset: Dataset) -> None:
     """Raise ValueError where a value is not of the kind, shape or range that belongs in a dataset."""
     if not all(isinstance(text, str) for text in (*dataset.classes, dataset.digest, dataset.source)):

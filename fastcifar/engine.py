@@ -135,9 +135,10 @@ class Graphs:
                 getattr(self.part, item.name).copy_(source)
 
     def kind(self) -> Any:
-        """What tells steps apart whose kernels differ: what is trained, rescaled and averaged."""
+        """What tells steps apart whose kernels differ: the images' size, what is trained, rescaled and averaged."""
         training = self.training
         trained = tuple(parameter.requires_grad for parameter in training.network.parameters())
         optimizer = training.optimizer
         assert isinstance(optimizer, Optimizer)
-        return trained, optimizer.renormalize[training.step], training.ema.kind(training.step)
+        side = training.sides[training.step]
+        return side, trained, optimizer.renormalize[training.step], training.ema.kind(training.step)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastcifar import evaluate, store
 from fastcifar.data import Dataset
 from fastcifar.errors import DataError, UsageError, nearest
-from fastcifar.loader import SIDE
+from fastcifar.recipe import SIDE
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 LIKELIEST = 5

@@ -92,7 +92,8 @@ def train(
     `weights`, float (N,), are factors on the losses of the training images. Raises what the command would print.
     """
     chosen = load_recipe(which)
-    images = load_dataset(dataset) if isinstance(dataset, str) else dataset
+    whole = load_dataset(dataset) if isinstance(dataset, str) else dataset
+    images = data.hold_out(whole, chosen.data.holdout)
     place = machine.pick_device(device)
     machine.prepare(place, threads)
     with machine.memory_errors(place, chosen.training.batch_size):

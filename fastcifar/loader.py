@@ -10,10 +10,9 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
-from fastcifar.recipe import Data
-
-SIDE = 32
+from fastcifar.recipe import SIDE, Data
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,10 @@ class Planner:
         )
 
 
-def render(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, dtype: torch.dtype, cutout: int = 0) -> Tensor:
-    """The planned images, augmented and normalised: (B, 3, 32, 32) of `dtype` in channels-last memory.
+def render(
+    images: Tensor, plan: Plan, mean: Tensor, std: Tensor, dtype: torch.dtype, cutout: int = 0, side: int = SIDE
+) -> Tensor:
+    """The planned images, augmented and normalised: (B, 3, side, side) of `dtype` in channels-last memory.
 
     `images` is the dataset, uint8 (N, 3, 32, 32); `mean` and `std` are float32 (3,) for pixels in 0..1. Shifts read
     over a border reflected about the outermost pixel. Crop and flip are one gather of uint8.
@@ -98,7 +99,10 @@ def render(images: Tensor, plan: Plan, mean: Tensor, std: Tensor, dtype: torch.d
     if plan.box is not None:
         inside = (line >= plan.box[..., None]) & (line < plan.box[..., None] + cutout)  # (B, 2, 32)
         x.masked_fill_((inside[:, 0, :, None] & inside[:, 1, None, :])[..., None], 0.0)
-    return x.to(dtype).permute(0, 3, 1, 2)
+    x = x.permute(0, 3, 1, 2)
+    if side != SIDE:
+        x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+    return x.to(dtype, memory_format=torch.channels_last)
 
 
 def reflect(position: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from fastcifar.evaluate import evaluations
 from fastcifar.network import create, trained_parameters
 from fastcifar.optim import Foreign, Optimizer, make_optimizer
-from fastcifar.recipe import Recipe
-from fastcifar.step import total_steps
+from fastcifar.recipe import SIDE, Recipe
+from fastcifar.step import sides, total_steps
 
 
 @dataclass(frozen=True)
@@ -29,20 +29,21 @@ class Operations:
 
 
 def count(recipe: Recipe, classes: int = 10, train_images: int = 50_000, test_images: int = 10_000) -> Operations:
-    """Count once for each stretch of steps in which the same parameters are trained."""
+    """Count once for each stretch of steps in which the same parameters are trained, on images of the same size."""
     batch, steps = min(recipe.training.batch_size, train_images), total_steps(recipe, train_images)
     network, optimizer = sample_network(recipe, classes, steps)
     parameters = trained_parameters(network)
     training = forward = 0
-    for start, end in stretches(optimizer, steps):
+    side = sides(recipe, steps)
+    for start, end in stretches(optimizer, side):
         optimizer.begin(start)
-        forward, backward = count_image(network)
-        training += (forward + backward) * batch * (end - start)
+        training += sum(count_image(network, side[start])) * batch * (end - start)
+    forward, _ = count_image(network, SIDE)
     return Operations(training, forward * evaluations(recipe.evaluation, test_images), parameters)
 
 
-def count_image(network: nn.Module) -> tuple[int, int]:
-    """Forward and backward operations for one image, in convolutions and linear layers.
+def count_image(network: nn.Module, side: int) -> tuple[int, int]:
+    """Forward and backward operations for one image of `side` x `side` pixels, in convolutions and linear layers.
 
     The same numbers as the flop counter's (a test holds them together), which takes seconds to import: a layer's
     backward repeats its forward once for its weights and once for its input, each where a gradient is wanted.
@@ -58,7 +59,7 @@ def count_image(network: nn.Module) -> tuple[int, int]:
 
     layers = [layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
     hooks = [layer.register_forward_hook(add) for layer in layers]
-    network(torch.zeros(1, 3, 32, 32))
+    network(torch.zeros(1, 3, side, side))
     for hook in hooks:
         hook.remove()
     return forward, backward
@@ -70,7 +71,7 @@ def count_optimizer(recipe: Recipe, classes: int = 10, train_images: int = 50_00
 
     steps, total = total_steps(recipe, train_images), 0
     _, optimizer = sample_network(recipe, classes, steps)
-    for start, end in stretches(optimizer, steps):
+    for start, end in stretches(optimizer, sides(recipe, steps)):
         optimizer.begin(start)
         with FlopCounterMode(display=False) as counter:
             optimizer.update(start)
@@ -84,8 +85,10 @@ def sample_network(recipe: Recipe, classes: int, steps: int) -> tuple[nn.Module,
     return network, make_optimizer(network, recipe.optimizer, steps)
 
 
-def stretches(optimizer: Optimizer | Foreign, steps: int) -> list[tuple[int, int]]:
-    """The runs of steps in which the same parameters are trained, as first step and end."""
+def stretches(optimizer: Optimizer | Foreign, sides: list[int]) -> list[tuple[int, int]]:
+    """The runs of steps in which the same parameters are trained on images of the same side, as first step and end."""
+    steps = len(sides)
     ends = {group.trained_steps for group in optimizer.groups}
-    starts = sorted({0, *(end for end in ends if end < steps)})
+    resized = {step for step in range(1, steps) if sides[step] != sides[step - 1]}
+    starts = sorted({0, *resized, *(end for end in ends if end < steps)})
     return list(zip(starts, [*starts[1:], steps], strict=True))

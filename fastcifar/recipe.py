@@ -22,6 +22,8 @@ from fastcifar.schedule import Points
 FOLDER = Path(__file__).parent / "recipes"
 CONSTANT: Points = ((0.0, 1.0),)
 LINEAR: Points = ((0.0, 1.0), (1.0, 0.0))
+SIDE = 32  # pixels of an image, in each direction
+SMALLEST_SIDE = 16  # what three groups can still pool
 Activation = Literal["gelu", "silu", "relu", "celu"]
 
 
@@ -42,13 +44,15 @@ class Training:
 
 @dataclass(frozen=True)
 class Data:
-    """Augmentation of the training images."""
+    """Which training images are learned, how they are augmented and how large they are."""
 
     flip: Literal["none", "random", "alternating"] = "alternating"
     translate: int = limited(2, 0, 31)  # pixels, in each direction, over a reflected border
     cutout: int = limited(0, 0, 32)  # side of a square of mean colour, pixels; 0: none
     brightness: float = limited(0.0, 0, 10)  # largest shift, in standard deviations of the training pixels
     contrast: float = limited(0.0, 0, 1)  # largest change of scale
+    resolution: Points = ((0.0, float(SIDE)),)  # side of the training images, pixels, over the run
+    holdout: int = limited(0, 0, 1_000_000)  # training images kept from training, to judge on in place of the test's
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,11 @@ class Recipe:
 def names() -> list[str]:
     """The recipes that come with the program."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def default(device: str) -> str:
+    """The recipe that runs where none is named, by the type of the device."""
+    return "fast94" if device == "cuda" else "quick90"
 
 
 def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -364,11 +373,19 @@ def _check_whole(recipe: Recipe, where: str) -> None:
         raise UsageError(f"In {where}, 'optimizer.filters.newton_schulz' needs three numbers [a, b, c] an iteration.")
     if any(value < 1 for _, value in filters.renormalize):
         raise UsageError(f"In {where}, 'optimizer.filters.renormalize' must be at least 1 everywhere.")
+    if any(not SMALLEST_SIDE <= side <= SIDE for _, side in recipe.data.resolution):
+        raise UsageError(f"In {where}, 'data.resolution' must lie in {SMALLEST_SIDE}..{SIDE} pixels everywhere.")
     sections = {item.name: getattr(recipe.optimizer, item.name) for item in dataclasses.fields(Optimizer)}
-    schedules = {f"{name}.schedule": part.schedule for name, part in sections.items() if isinstance(part, Sgd)}
-    for name, points in {**schedules, "filters.renormalize": filters.renormalize}.items():
+    schedules = {
+        f"optimizer.{name}.schedule": part.schedule for name, part in sections.items() if isinstance(part, Sgd)
+    }
+    for name, points in {
+        **schedules,
+        "optimizer.filters.renormalize": filters.renormalize,
+        "data.resolution": recipe.data.resolution,
+    }.items():
         if problem := schedule.check(points):
-            raise UsageError(f"In {where}, 'optimizer.{name}' {problem}.")
+            raise UsageError(f"In {where}, '{name}' {problem}.")
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

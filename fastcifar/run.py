@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastcifar import files, machine, operations, recipe, store, trainer
-from fastcifar.data import Dataset
+from fastcifar.data import Dataset, hold_out
 from fastcifar.errors import DataError, UsageError
 from fastcifar.recipe import Recipe
 from fastcifar.step import Training
@@ -30,7 +30,7 @@ class Run:
     saved: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        data = self.dataset
+        data = self.dataset = hold_out(self.dataset, self.recipe.data.holdout)
         self.operations = operations.count(
             self.recipe, len(data.classes), len(data.train.images), len(data.test.images)
         )
@@ -39,7 +39,9 @@ class Run:
         """One line before the start: recipe, device, operations, time expected (judged by a rehearsal)."""
         with machine.memory_errors(self.device, self.recipe.training.batch_size):
             seconds = trainer.rehearse(self.recipe, self.dataset, self.device, self.engine)
+        held = self.recipe.data.holdout
         where = "" if self.dataset.published else " (not a published dataset)"
+        where = f" (judged on {held:,} training images held out)" if held else where
         return (
             f"{self.recipe.name} on {self.dataset.name}{where}: {self.operations.total:.3g} operations on "
             f"{machine.describe(self.device)}, about {rough(seconds)}"

@@ -19,6 +19,7 @@ from fastcifar.network import Network, create
 from fastcifar.optim import Ema, make_optimizer
 from fastcifar.ranges import phase
 from fastcifar.recipe import Recipe
+from fastcifar.schedule import over_steps
 
 WHITENING_CHUNK = 1000  # images rendered at once, to bound memory
 DTYPES = {"half": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -37,6 +38,12 @@ def steps_per_epoch(recipe: Recipe, images: int) -> int:
 def total_steps(recipe: Recipe, images: int) -> int:
     """Steps of the whole run; a fraction of an epoch is rounded up to a step."""
     return math.ceil(recipe.training.epochs * steps_per_epoch(recipe, images) - 1e-9)
+
+
+def sides(recipe: Recipe, steps: int) -> list[int]:
+    """The side of the training images at each step, pixels: small images first cost little and teach much (Tan and
+    Le, "EfficientNetV2", 2021)."""
+    return [round(side) for side in over_steps(recipe.data.resolution, steps)]
 
 
 def build_network(recipe: Recipe, classes: int, device: torch.device) -> nn.Module:
@@ -74,6 +81,7 @@ class Training:
             raise UsageError(
                 f"{self.batch_size} images are no whole ghost batches of {ghost}: set network.norm.ghost=0."
             )
+        self.sides = sides(recipe, self.total_steps)
         self.step = 0
 
         if weights is not None and weights.shape != self.labels.shape:
@@ -93,8 +101,9 @@ class Training:
         self.metrics = torch.zeros(3, dtype=torch.float32, device=device)
 
     def render(self, plan: Plan) -> Tensor:
-        """The planned training images, (B, 3, 32, 32)."""
-        return render(self.images, plan, self.mean, self.std, self.dtype, self.recipe.data.cutout)
+        """The planned training images, (B, 3, side, side), as large as they are at this step."""
+        cutout, side = self.recipe.data.cutout, self.sides[self.step]
+        return render(self.images, plan, self.mean, self.std, self.dtype, cutout, side)
 
     def whiten(self) -> None:
         """Set the whitening from a random sample of training images, as they are; other networks have none."""

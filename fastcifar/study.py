@@ -12,8 +12,6 @@ from fastcifar.machine import out_of_memory, peak_memory
 from fastcifar.profiler import Profile, Subject
 from fastcifar.recipe import Recipe
 
-DEFAULT = "fast94"
-
 
 class Study:
     """The recipes with their settings, and the images; nothing is measured yet."""
@@ -41,7 +39,7 @@ class Study:
             if len(self.dataset.classes) != len(kept["classes"]):
                 raise UsageError(f"Dataset '{self.dataset.name}' has other classes than this network was trained on.")
         else:
-            name = name or DEFAULT
+            name = name or recipe.default(device.type)
             if versus is None:
                 recipes = [recipe.load(name, settings)]
             else:

@@ -22,8 +22,8 @@ from fastcifar.clock import Mark, process_age, seconds_of
 from fastcifar.data import Dataset
 from fastcifar.errors import Diverged
 from fastcifar.machine import forget_peak_memory, peak_memory
-from fastcifar.recipe import Evaluation, Recipe
-from fastcifar.step import Training, total_steps
+from fastcifar.recipe import SIDE, Evaluation, Recipe
+from fastcifar.step import Training, sides, total_steps
 
 TICKS_PER_EPOCH = 16
 QUICK_EPOCH = 10.0  # seconds: on CUDA an epoch shorter than this is not worth the wait that saving costs
@@ -284,9 +284,11 @@ def rehearse(recipe: Recipe, dataset: Dataset, device: torch.device, engine: str
         few, more = (seconds_of(small_step(recipe, dataset, device, engine, count), device) for count in REHEARSALS)
         an_image = max(0.0, more - few) / (REHEARSALS[1] - REHEARSALS[0])
         a_step = few + an_image * (batch - REHEARSALS[0])
-    # A forward pass is about a third of a step.
+    # A forward pass is about a third of a step; the time of an image goes with its pixels.
     views = evaluate.evaluations(recipe.evaluation, len(dataset.test.images))
-    return a_step * total_steps(recipe, images) + an_image * views / 3
+    side = sides(recipe, total_steps(recipe, images))
+    areas = [(each / side[0]) ** 2 for each in (*side, SIDE)]
+    return a_step * sum(areas[:-1]) + an_image * areas[-1] * views / 3
 
 
 def small_step(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from fastcifar.loader import Plan, Planner, reflect, render
 from fastcifar.recipe import Data
@@ -105,6 +107,16 @@ def test_a_plain_plan_only_normalises() -> None:
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     expected = (images / 255 - MEAN[:, None, None]) / STD[:, None, None]
     torch.testing.assert_close(render(images, Plan(torch.arange(4)), MEAN, STD, torch.float32), expected)
+
+
+@pytest.mark.parametrize("side", [16, 20, 27])
+def test_smaller_images_are_those_that_pillow_makes(side: int) -> None:
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    small = render(images, Plan(torch.arange(2)), torch.zeros(3), torch.ones(3), torch.float32, side=side)
+    assert small.shape == (2, 3, side, side) and small.is_contiguous(memory_format=torch.channels_last)
+    for image, found in zip(images.flatten(0, 1), small.flatten(0, 1), strict=True):
+        picture = Image.fromarray(image.float().div(255).numpy()).resize((side, side), Image.Resampling.BILINEAR)
+        torch.testing.assert_close(found, torch.from_numpy(np.array(picture)), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.gpu

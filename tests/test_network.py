@@ -26,11 +26,11 @@ def test_air94_has_the_published_size() -> None:
     """DESIGN.md: 1,971,352 trained parameters; 236.3 MFLOP forward, 471.5 and later 444.9 backward an image."""
     network = network_of("air94")
     assert trained_parameters(network) == 1_971_352
-    forward, backward = operations.count_image(network)
+    forward, backward = operations.count_image(network, 32)
     assert (round(forward / 1e6, 1), round(backward / 1e6, 1)) == (236.3, 471.5)
     assert network.whiten.bias is not None
     network.whiten.bias.requires_grad_(False)
-    assert round(operations.count_image(network)[1] / 1e6, 1) == 444.9
+    assert round(operations.count_image(network, 32)[1] / 1e6, 1) == 444.9
 
 
 @pytest.mark.parametrize(("name", "published"), [("air94", 2.91e14), ("hive94", 2.60e14)])
@@ -38,17 +38,26 @@ def test_a_run_costs_the_published_operations(name: str, published: float) -> No
     assert operations.count(recipe.load(name)).total == pytest.approx(published, rel=0.005)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_counted_operations_are_the_flop_counters(name: str) -> None:
+def test_smaller_images_count_for_the_steps_that_see_them() -> None:
+    whole, half, small = (
+        operations.count(recipe.load("tiny", [f"data.resolution={points}"])).training
+        for points in ("[[0, 32]]", "[[0, 20], [0.5, 20], [0.5, 32]]", "[[0, 20]]")
+    )
+    # The whitening bias is trained in the first three eighths only: its gradient is what the halves differ by.
+    assert small < half < whole and half == pytest.approx((whole + small) / 2, rel=0.02)
+
+
+@pytest.mark.parametrize(("name", "side"), [*((name, 32) for name in ALL), ("quick90", 20)])
+def test_counted_operations_are_the_flop_counters(name: str, side: int) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
     network = network_of(name).eval()
     with FlopCounterMode(display=False) as counter:
-        logits = network(torch.zeros(1, 3, 32, 32))
+        logits = network(torch.zeros(1, 3, side, side))
     forward = counter.get_total_flops()
     with FlopCounterMode(display=False) as counter:
         logits.sum().backward()
-    assert operations.count_image(network) == (forward, counter.get_total_flops())
+    assert operations.count_image(network, side) == (forward, counter.get_total_flops())
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Cli, few_shapes
+from conftest import Call, Cli, few_shapes
 
 import fastcifar
 from fastcifar import data, evaluate, recipe, trainer
 from fastcifar.data import Dataset, Split
-from fastcifar.errors import MachineError
+from fastcifar.errors import MachineError, UsageError
 from fastcifar.loader import Plan, render
 from fastcifar.machine import memory_errors
 from fastcifar.recipe import Recipe
@@ -175,6 +175,37 @@ def test_confusion_and_per_class_count_every_image() -> None:
     assert evaluate.accuracy(logits, labels) == 0.6
 
 
+def test_images_grow_within_a_run(dataset: Dataset) -> None:
+    found = recipe.load("tiny", [*SMALL, "training.epochs=2", "data.resolution=[[0, 16], [0.5, 16], [0.5, 32]]"])
+    training = Training(found, dataset, CPU, 0)
+    seen: list[int] = []
+    training.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[-1]))
+    trainer.train(training, dataset)
+    half = training.total_steps // 2
+    assert seen[: 2 * half] == [16] * half + [32] * half and set(seen[2 * half :]) == {32}  # views are of full size
+
+
+def test_judged_on_images_held_out(dataset: Dataset) -> None:
+    held = data.hold_out(dataset, 100)
+    rows = [part.images.flatten(1).tolist() for part in (held.train, held.test)]
+    assert [len(part) for part in rows] == [len(dataset.train.images) - 100, 100]
+    assert sorted(rows[0] + rows[1]) == sorted(dataset.train.images.flatten(1).tolist())
+    assert torch.equal(held.test.images, data.hold_out(dataset, 100).test.images) and not held.published
+    assert data.hold_out(dataset, 0) is dataset
+    with pytest.raises(UsageError, match="leaves none"):
+        data.hold_out(dataset, len(dataset.train.images))
+
+
+def test_train_says_what_it_is_judged_on(call: Call) -> None:
+    done = call("train", "tiny", "--dataset", "shapes", *SHORTEST, "--set", "data.holdout=300", "--out", "a", "--json")
+    assert done.code == 0 and "300 training images held out" in done.err
+    assert round(done.document["accuracy"] * 300, 6).is_integer() and not done.document["published_dataset"]
+
+
+def test_the_recipe_of_a_machine_without_a_gpu() -> None:
+    assert [recipe.default(device) for device in ("cpu", "mps", "cuda")] == ["quick90", "quick90", "fast94"]
+
+
 # ------------------------------------------------------------------------------------------------------ real images
 
 
@@ -195,6 +226,9 @@ def test_the_real_images_can_be_learned(cifar10_home: Path, monkeypatch: pytest.
 
 SHORT = ["network.widths=[8, 8, 8]", "network.head.scale=0.03", "training.epochs=2", "evaluation.views=flip"]
 TRAIN = ["train", "tiny", "--dataset", "shapes", "--threads", "1", *(part for s in SHORT for part in ("--set", s))]
+
+
+SHORTEST = [part for each in (*SHORT, "training.epochs=0.1") for part in ("--set", each)]
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
