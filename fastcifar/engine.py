@@ -19,6 +19,7 @@ from fastcifar.optim import Optimizer
 from fastcifar.step import Training, step, work
 
 ENGINES = ("eager", "compiled", "graph", "auto")
+KERNELS = ("winograd", "pointwise")  # of the compiled engine on a CPU
 
 
 def choose(asked: str, device: torch.device) -> tuple[str, str]:
@@ -55,7 +56,8 @@ def lacks(engine: str, device: torch.device) -> str | None:
         return f"a CUDA graph needs a CUDA device, and this is {device.type}"
     if engine == "compiled" and device.type == "cpu":
         try:
-            native.library("winograd")
+            for name in KERNELS:
+                native.library(name)
         except (FastcifarError, OSError) as error:
             return str(error)
     if engine == "compiled" and device.type == "cuda" and not has_triton():
@@ -75,12 +77,13 @@ def has_triton() -> bool:
 def start(engine: str, training: Training) -> Callable[[], None]:
     """Prepare a training for an engine that `choose` gave; returns what makes one step.
 
-    On a CPU compiled kernels are our own, for the convolutions; on CUDA they are `torch.compile`'s.
+    On a CPU compiled kernels are our own, for convolutions, pooling and GELU; on CUDA they are `torch.compile`'s.
     """
     if engine == "compiled" and training.device.type == "cpu":
-        from fastcifar import winograd
+        from fastcifar import pointwise, winograd
 
         winograd.install(training.network)
+        pointwise.install(training.network)
     elif engine == "compiled":
         try:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(native.private_folder()))

@@ -19,6 +19,8 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+from torch import Tensor
+
 from fastcifar import data, files
 from fastcifar.errors import FastcifarError, MachineError
 
@@ -41,6 +43,11 @@ def library(name: str) -> ctypes.CDLL:
         if not intact(path):
             build(source, path)
         return ctypes.CDLL(str(path))
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """The address of a tensor's numbers, null for none."""
+    return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
 
 
 def warn_not_kept(error: OSError) -> None:

@@ -13,16 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar import native
+from fastcifar.native import pointer
 
 LANES = 8  # channels come in multiples of it
 OPERATORS = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-untyped-call]
 OPERATORS.define("convolve(Tensor x, Tensor weight) -> Tensor")  # type: ignore[no-untyped-call]
 OPERATORS.define("convolve_backward(Tensor x, Tensor weight, Tensor grad, bool[2] wanted) -> (Tensor, Tensor)")  # type: ignore[no-untyped-call]
-
-
-def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    """The address of a tensor's numbers, null for none."""
-    return ctypes.c_void_p(0 if tensor is None else tensor.data_ptr())
 
 
 def sizes(x: Tensor, outputs: int) -> list[ctypes.c_int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from conftest import Cli, few_shapes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcifar import data, engine, native, profiler, recipe, winograd
+from fastcifar import data, engine, native, pointwise, profiler, recipe, winograd
 from fastcifar.data import Dataset
 from fastcifar.errors import MachineError, UsageError
 from fastcifar.run import Run, saved_state
@@ -70,6 +71,46 @@ def test_winograd_is_the_convolution(
     assert relative(dw, exact[1].grad) < 5e-5
     assert torch.equal(only_x[0], dx) and not only_x[1].numel()
     assert torch.equal(only_w[1], dw) and not only_w[0].numel()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 2, 2), (3, 16, 31, 31), (5, 24, 15, 4), (2, 8, 6, 9)])
+def test_pooling_is_pytorchs_ties_and_all(shape: tuple[int, ...]) -> None:
+    x = torch.randint(-2, 3, shape).float().to(memory_format=torch.channels_last).requires_grad_()  # many ties
+    expected = F.max_pool2d(x, 2)
+    grad = torch.randn(expected.shape)
+    expected.backward(grad)
+    assert torch.equal(pointwise.pool(x.detach()), expected)
+    assert x.grad is not None and torch.equal(pointwise.pool_backward(x.detach(), grad), x.grad)
+    with torch.no_grad():
+        x[0, 0, 1, 1] = math.nan  # a training that diverged must look like one
+    assert pointwise.pool(x.detach())[0, 0, 0, 0].isnan()
+
+
+def test_gelu_is_pytorchs() -> None:
+    values = torch.cat([torch.linspace(-40, 40, 8 * 900), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e4, -1e4, 9, -9])])
+    x = values.view(1, 8, -1, 1).to(memory_format=torch.channels_last)
+    exact = x.double().requires_grad_()
+    F.gelu(exact).backward(torch.full_like(exact, 3))
+    assert exact.grad is not None
+    torch.testing.assert_close(pointwise.gelu(x).double(), F.gelu(exact.detach()), atol=1e-6, rtol=1e-6)
+    found = pointwise.gelu_backward(x, torch.full_like(x, 3))
+    torch.testing.assert_close(found.double(), exact.grad, atol=2e-6, rtol=1e-6)
+    assert pointwise.gelu(torch.full((1, 8, 1, 1), math.nan)).isnan().all()
+
+
+def test_only_plain_layers_are_replaced() -> None:
+    layers = nn.Sequential(nn.GELU(), nn.MaxPool2d(2), nn.GELU("tanh"), nn.MaxPool2d(2, padding=1), nn.MaxPool2d(3))
+    pointwise.install(layers)
+    assert [type(layer) for layer in layers] == [
+        pointwise.FastGelu,
+        pointwise.FastMaxPool2d,
+        nn.GELU,
+        nn.MaxPool2d,
+        nn.MaxPool2d,
+    ]
+    for x in (torch.randn(2, 3, 8, 8), torch.randn(2, 8, 8, 8), torch.randn(2, 8, 8, 8).double()):
+        assert torch.equal(layers[1](x), F.max_pool2d(x, 2))
+        torch.testing.assert_close(layers[0](x), F.gelu(x), atol=1e-6, rtol=1e-6)
 
 
 def test_the_layer_takes_whatever_a_convolution_takes() -> None:
