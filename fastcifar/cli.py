@@ -354,6 +354,9 @@ def profile(
     depth: Annotated[int | None, typer.Option(min=1, help="Fold what is deeper in the tree of layers.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images a step; on a CPU at most 128 by default.")] = None,
     steps: Annotated[int | None, typer.Option(min=2, max=1000, help="Recorded steps; 10 on a GPU, else 5.")] = None,
+    whole_run: Annotated[
+        bool, typer.Option("--whole-run", help="The mean step of a run: every kind of step as often as a run has it.")
+    ] = False,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a step for Perfetto.")] = None,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of the step.")] = None,
     dataset: Annotated[str | None, typer.Option(help="The images; cifar10 where it is here, else shapes.")] = None,
@@ -389,7 +392,7 @@ def profile(
     if busy := machine.others_at_work(place):
         screen.warn(busy)
     screen.note(asked.introduction())
-    profiles = asked.measure(steps)
+    profiles = asked.measure(steps, whole_run)
     where = machine.describe(place)
     common = {**document("profile", where), "dataset": asked.dataset.name}
     shared = (where, asked.dataset.name, screen.console.width)

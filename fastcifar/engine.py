@@ -115,7 +115,7 @@ class Graphs:
         training.optimizer.begin(training.step)
         self.take(training.part())
         assert self.part is not None
-        kind = self.kind()
+        kind = training.kind(training.step)
         if kind not in self.graphs:
             self.graphs[kind] = None
             work(training, self.part)
@@ -136,12 +136,3 @@ class Graphs:
         for item in fields(part):
             if (source := getattr(part, item.name)) is not None:
                 getattr(self.part, item.name).copy_(source)
-
-    def kind(self) -> Any:
-        """What tells steps apart whose kernels differ: the images' size, what is trained, rescaled and averaged."""
-        training = self.training
-        trained = tuple(parameter.requires_grad for parameter in training.network.parameters())
-        optimizer = training.optimizer
-        assert isinstance(optimizer, Optimizer)
-        side = training.sides[training.step]
-        return side, trained, optimizer.renormalize[training.step], training.ema.kind(training.step)

@@ -55,10 +55,15 @@ class Optimizer:
         """Before the forward pass of `step`: take up its rates, and what is no longer trained out of the graph."""
         self.now.copy_(self.rates[step])
         for group in self.groups:
-            if step >= group.trained_steps:
-                for parameter in group.parameters:
-                    parameter.requires_grad_(False)
+            trained = step < group.trained_steps
+            for parameter in group.parameters:
+                parameter.requires_grad_(trained)
+                if not trained:
                     parameter.grad = None
+
+    def kind(self, step: int) -> Any:
+        """What tells steps apart: which groups are trained, and whether filters are rescaled."""
+        return tuple(step < group.trained_steps for group in self.groups), self.renormalize[step]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -101,6 +106,9 @@ class Foreign:
 
     def begin(self, step: int) -> None:
         """Nothing is frozen, and the scheduler has set the rates."""
+
+    def kind(self, step: int) -> Any:
+        """Nothing is known that tells steps apart."""
 
     def update(self, step: int) -> None:
         """Move all parameters by their gradients, drop these, and set the rates of the next step."""

@@ -6,13 +6,15 @@ runs once to be counted, then by turns as it is, for its time, and recorded, for
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import operator
 import os
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,7 @@ class Profile:
     recipe: str
     batch: int
     steps: int
+    kinds: int  # of step, that this is the mean of, weighted by how often a run has them; 1: a step as it is
     engine: str
     step_ms: float
     step_std_ms: float
@@ -176,6 +179,31 @@ def subject_of(
     engine: str = "eager",
 ) -> Subject:
     """The trainer's step on a recipe, always the same kind: the second of the run, with all that is trained then."""
+    training = training_of(recipe, dataset, device, weights)
+    return subject_at(min(1, training.total_steps - 1), training, engines.start(engine, training), engine)
+
+
+def run_of(
+    recipe: Recipe,
+    dataset: Dataset,
+    device: torch.device,
+    weights: dict[str, Tensor] | None = None,
+    engine: str = "eager",
+) -> list[tuple[Subject, float]]:
+    """A step of every kind that a run has, each with its share of the run's steps."""
+    training = training_of(recipe, dataset, device, weights)
+    kinds: dict[Any, list[int]] = defaultdict(list)
+    for number in range(training.total_steps):
+        kinds[training.kind(number)].append(number)
+    step = engines.start(engine, training)
+    # Not the first step of an epoch, which draws the epoch's random numbers too.
+    chosen = [min(found, key=lambda number: number % training.steps_per_epoch == 0) for found in kinds.values()]
+    shares = [len(found) / training.total_steps for found in kinds.values()]
+    return [(subject_at(at, training, step, engine), share) for at, share in zip(chosen, shares, strict=True)]
+
+
+def training_of(recipe: Recipe, dataset: Dataset, device: torch.device, weights: dict[str, Tensor] | None) -> Training:
+    """A training to take steps of; its whitening is set from few images."""
     few = dataclasses.replace(recipe.network.whiten, images=WHITENING_IMAGES)
     recipe = dataclasses.replace(recipe, network=dataclasses.replace(recipe.network, whiten=few))
     training = Training(recipe, dataset, device, seed=0)
@@ -184,13 +212,18 @@ def subject_of(
     else:
         training.network.load_state_dict(weights)
     training.network.train()
-    step = engines.start(engine, training)
+    return training
+
+
+def subject_at(at: int, training: Training, step: Callable[[], None], engine: str) -> Subject:
+    """Step `at` of a training, again and again."""
 
     def run() -> None:
-        training.step = min(1, training.total_steps - 1)
+        training.step = at
         step()
 
-    return Subject(recipe.name, training.network, run, training.batch_size, device, training.dtype, engine)
+    name, size = training.recipe.name, training.batch_size
+    return Subject(name, training.network, run, size, training.device, training.dtype, engine)
 
 
 def profile_module(
@@ -239,15 +272,23 @@ def compare(a: Subject, b: Subject, steps: int | None = None) -> tuple[Profile, 
 
 def measure(subjects: list[Subject], steps: int | None = None) -> list[Profile]:
     """The profiles of subjects measured by turns."""
-    device = subjects[0].device
-    steps = steps or STEPS.get(device.type, 5)
-    recorders = [Recorder(subject) for subject in subjects]
+    return measure_runs([[(subject, 1.0)] for subject in subjects], steps)
+
+
+def measure_runs(runs: list[list[tuple[Subject, float]]], steps: int | None = None) -> list[Profile]:
+    """The profiles of the mean step of runs, each given as its kinds of step and their shares; measured by turns."""
+    subject = runs[0][0][0]
+    steps = steps or STEPS.get(subject.device.type, 5)
+    recorders = [[(Recorder(each), share) for each, share in run] for run in runs]
     for i in range(steps):
-        for recorder in recorders if i % 2 == 0 else reversed(recorders):
-            recorder.time()
-            recorder.record()
-    ceilings = {subject.dtype: roofline.measure(device, subject.dtype) for subject in subjects}
-    return [recorder.profile(ceilings[recorder.subject.dtype]) for recorder in recorders]
+        for kinds in recorders if i % 2 == 0 else reversed(recorders):
+            for recorder, _ in kinds:
+                recorder.time()
+                recorder.record()
+    blended = [blend(kinds) for kinds in recorders]
+    dtypes = {recorder.subject.dtype for recorder in blended}
+    ceilings = {dtype: roofline.measure(subject.device, dtype) for dtype in dtypes}
+    return [recorder.profile(ceilings[recorder.subject.dtype]) for recorder in blended]
 
 
 def fitting_batch(subject_for: Callable[[int], Subject], batch: int) -> int:
@@ -269,6 +310,7 @@ class Recorder:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
+        self.kinds = 1  # of step, that this is the mean of
         self.rows = Rows(subject.network)
         self.step_times: list[float] = []  # seconds, without the profiler
         self.recorded_times: list[float] = []  # seconds, with it
@@ -337,6 +379,7 @@ class Recorder:
             recipe=self.subject.name,
             batch=self.subject.batch,
             steps=len(self.works),
+            kinds=self.kinds,
             engine=self.subject.engine,
             step_ms=step_ms,
             step_std_ms=1000 * spread(self.step_times),
@@ -385,6 +428,35 @@ class Recorder:
             bound=ceilings.bound(flops, size, kernels),
             roofline_share=ceilings.share(flops, size, passes),
         )
+
+
+def blend(kinds: list[tuple[Recorder, float]]) -> Recorder:
+    """What the mean step of a run would have recorded, given its kinds of step and their shares; shapes and events
+    are those of the most frequent kind."""
+    whole = copy.copy(max(kinds, key=lambda kind: kind[1])[0])
+    recorders, shares = zip(*kinds, strict=True)
+    whole.kinds = len(kinds)
+
+    def mean(series: Iterable[list[float]]) -> list[float]:
+        return [sum(map(operator.mul, shares, values)) for values in zip(*series, strict=True)]
+
+    whole.step_times = mean(recorder.step_times for recorder in recorders)
+    whole.recorded_times = mean(recorder.recorded_times for recorder in recorders)
+    whole.works = [
+        [
+            dataclasses.replace(work, time=share * work.time, count=share * work.count)
+            for works, share in zip(step, shares, strict=True)
+            for work in works
+        ]
+        for step in zip(*(recorder.works for recorder in recorders), strict=True)
+    ]
+    sums: dict[census.Place, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for recorder, share in kinds:
+        for place, count in recorder.counts.items():
+            asked = (count.kernels, count.flops, count.bytes)
+            sums[place] = [before + share * more for before, more in zip(sums[place], asked, strict=True)]
+    whole.counts = {place: census.Count(*map(round, asked)) for place, asked in sums.items()}
+    return whole
 
 
 def events_of(recorded: Any) -> list[Event]:
@@ -449,7 +521,7 @@ class Breakdown:
                 for phase_name, row, part in self.owners(work):
                     entry = sums[phase_name, row, work.context.op or work.kernel, work.kernel]
                     entry[0] += part * work.time / 1000 / len(self.works)
-                    entry[1] += part / len(self.works)
+                    entry[1] += part * work.count / len(self.works)
                     if row is not None:
                         self.by_row[row][i] += part * work.time / 1000 if phase_name != "loss" else 0.0
         self.items = [Item(*key, ms=ms, launches=launches) for key, (ms, launches) in sums.items()]

@@ -123,6 +123,10 @@ class Training:
             self.plan = self.planner.plan(epoch)
         return self.plan.batch(position * self.batch_size, self.batch_size)
 
+    def kind(self, step: int) -> Any:
+        """What tells steps apart whose kernels differ: the images' size, what is trained, rescaled and averaged."""
+        return self.sides[step], self.optimizer.kind(step), self.ema.kind(step)
+
     def batch(self, part: Plan) -> tuple[Tensor, Tensor, Tensor | None]:
         """The images, labels and weights of a step's plan."""
         weights = None if self.weights is None else self.weights[part.index]

@@ -64,11 +64,17 @@ class Study:
     def subject(self, which: Recipe, engine: str) -> Subject:
         return profiler.subject_of(which, self.dataset, self.device, self.weights, engine)
 
-    def measure(self, steps: int | None) -> list[Profile]:
-        """The profiles; raises MachineError with a batch size that fits where the memory does not suffice."""
+    def measure(self, steps: int | None, whole_run: bool = False) -> list[Profile]:
+        """The profiles, of a run's second step or of the mean of all its steps.
+
+        Raises MachineError with a batch size that fits where the memory does not suffice.
+        """
         sides = list(zip(self.recipes, self.engines, strict=True))
         try:
-            return profiler.measure([self.subject(*each) for each in sides], steps)
+            if not whole_run:
+                return profiler.measure([self.subject(*each) for each in sides], steps)
+            runs = [profiler.run_of(which, self.dataset, self.device, self.weights, engine) for which, engine in sides]
+            return profiler.measure_runs(runs, steps)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise

@@ -55,12 +55,13 @@ class Work:
     """One kernel, or one operator's own time: what it is, what it is part of, and its share of the time.
 
     `time` is in microseconds; where kernels overlap, it is split evenly, so that all times add up to the time in which
-    at least one runs.
+    at least one runs. In the mean over kinds of steps `count` is how often it runs a step.
     """
 
     kernel: str
     context: Context
     time: float
+    count: float = 1.0
 
 
 class Reader:

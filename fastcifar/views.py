@@ -236,11 +236,15 @@ def header(profile: Profile, device: str, dataset: str) -> Table:
     """What was measured, and what the device can do."""
     ceilings = profile.roofline
     own = profile.recorded_step_ms - profile.step_ms
+    kinds = f" of each of a run's {profile.kinds} kinds" if profile.kinds > 1 else ""
     return facts(
         [
             ("profile", f"{profile.recipe} on {dataset}, {profile.batch} images a step, {profile.engine} engine"),
             ("device", device),
-            ("step", f"{ms(profile.step_ms)} ms ± {ms(profile.step_std_ms)} (mean and deviation of {profile.steps})"),
+            (
+                "step",
+                f"{ms(profile.step_ms)} ms ± {ms(profile.step_std_ms)} (mean and deviation of {profile.steps}{kinds})",
+            ),
             ("kernels run", f"{ms(profile.kernel_ms)} ms; {100 * unattributed(profile):.2f} % unattributed"),
             ("profiler's own", f"{ms(own)} ms a recorded step" if own > 0 else "less than the spread"),
             (

@@ -21,7 +21,9 @@ def test_a_printed_recipe_is_the_same_recipe(name: str, tmp_path: Path) -> None:
 
 
 def test_the_recipes_of_the_design_are_there() -> None:
-    assert {"hlb-first", "hlb", "hlb-3x3", "hlb-nose", "air94", "hive94", "fast94", "quick90", "tiny"} <= set(recipe.names())
+    assert {"hlb-first", "hlb", "hlb-3x3", "hlb-nose", "air94", "hive94", "fast94", "quick90", "tiny"} <= set(
+        recipe.names()
+    )
 
 
 def test_overrides_apply_in_order() -> None:
