@@ -28,6 +28,7 @@ OVERWRITING = ("copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_")  #
 FORMULAS = {
     **flop_registry,
     torch.ops.fastcifar.convolve: winograd.flops,
+    torch.ops.fastcifar.convolve_pool: winograd.flops,
     torch.ops.fastcifar.convolve_backward: winograd.backward_flops,
 }
 

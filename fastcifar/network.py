@@ -99,6 +99,11 @@ class ConvGroup(nn.Module):
             self.add_module(f"norm{i}", BatchNorm(width, recipe.norm))
             self.add_module(f"act{i}", ACTIVATIONS[recipe.activation]())
 
+    def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Each norm and the activation behind it."""
+        numbers = range(1, self.convs + 1)
+        return [(self.get_submodule(f"norm{i}"), self.get_submodule(f"act{i}")) for i in numbers]
+
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) to (N, width, H // 2, W // 2)."""
         first = x
@@ -123,6 +128,10 @@ class Projection(nn.Module):
         self.conv = nn.Conv2d(inputs, width, 1, bias=False)
         self.norm = BatchNorm(width, recipe.norm)
         self.act = ACTIVATIONS[recipe.activation]()
+
+    def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Each norm and the activation behind it."""
+        return [(self.norm, self.act)]
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, H, W) to (N, width, H, W)."""

@@ -1,19 +1,9 @@
-// GELU and 2x2 maximum pooling in float32 on a CPU, forward and backward, at the speed of the memory.
-//
-// Images lie as (N, H, W, C), channels in multiples of 8.
-
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
+// What stands between convolutions in float32 on a CPU: batch normalisation with the activation behind it, and
+// activations alone, each pass over the memory once where it can. Images lie as (N, H, W, C), channels in multiples of 8.
 
 namespace {
 
-typedef float Vec __attribute__((vector_size(32)));
-typedef int32_t Bits __attribute__((vector_size(32)));
-constexpr int LANES = 8;
-
-inline Vec load(const float* p) { Vec v; std::memcpy(&v, p, sizeof v); return v; }
-inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+constexpr int BLOCK = 32;  // pixels whose channels are summed in floats, while they are in the nearest cache
 
 constexpr float SQRT_HALF = 0.70710678f, DENSITY_AT_0 = 0.39894228f;
 constexpr float LOG2_E = 1.44269504f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
@@ -41,71 +31,172 @@ inline Normal normal(Vec x) {  // Abramowitz and Stegun, "Handbook of Mathematic
   return {e, x < 0.f ? tail : 1.f - tail};
 }
 
-inline Vec larger(Vec a, Vec b) { return (a > b) | (a != a) ? a : b; }  // a number that is none comes through
+struct Pair {
+  Vec first, second;
+};
 
-// The maximum of a square: `a` its upper two pixels of c channels, `b` its lower two.
-inline Vec largest(const float* a, const float* b, int c) {
-  return larger(larger(load(b + c), load(b)), larger(load(a + c), load(a)));
+// Activations, each with its slope.
+
+struct Gelu {
+  static Vec value(Vec x) { return x * normal(x).below; }
+  static Pair both(Vec x) {
+    const Normal found = normal(x);
+    return {x * found.below, found.below + x * DENSITY_AT_0 * found.density};
+  }
+};
+
+struct Silu {
+  static Vec sigmoid(Vec x) {
+    const Vec least = Vec{} - 80.f, negative = x < 0.f ? x : -x, e = exponential(negative < least ? least : negative);
+    return (x < 0.f ? e : Vec{} + 1.f) / (1.f + e);
+  }
+  static Vec value(Vec x) { return x * sigmoid(x); }
+  static Pair both(Vec x) {
+    const Vec share = sigmoid(x);
+    return {x * share, share * (1.f + x * (1.f - share))};
+  }
+};
+
+template <class Act> void activate(const float* x, float* y, long count, int threads) {
+#pragma omp parallel for num_threads(threads)
+  for (long i = 0; i < count; i += LANES) {
+    const bool whole = i + LANES <= count;
+    store(y + i, Act::value(load<Vec>(x + i, whole)), whole);
+  }
 }
+
+template <class Act> void activate_backward(const float* x, const float* dy, float* dx, long count, int threads) {
+#pragma omp parallel for num_threads(threads)
+  for (long i = 0; i < count; i += LANES) {
+    const bool whole = i + LANES <= count;
+    store(dx + i, load<Vec>(dy + i, whole) * Act::both(load<Vec>(x + i, whole)).second, whole);
+  }
+}
+
+// Two sums over all pixels for each channel: `terms(pixel, c, whole)` gives the two numbers of a vector of channels.
+// Summed in floats over a block, in doubles over blocks and threads. Returns false where memory does not suffice.
+template <class Terms> bool sum_pixels(long pixels, int channels, double* sums, int threads, Terms terms) {
+  double* parts = static_cast<double*>(std::calloc((size_t)2 * channels * threads, sizeof(double)));
+  if (!parts) return false;
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
+  for (int thread = 0; thread < threads; thread++) {
+    double* part = parts + (size_t)2 * channels * thread;
+    const long first = pixels * thread / threads, last = pixels * (thread + 1) / threads;
+    for (long block = first; block < last; block += BLOCK) {
+      const long end = block + BLOCK < last ? block + BLOCK : last;
+      for (int c = 0; c < channels; c += LANES) {
+        const bool whole = c + LANES <= channels;
+        Vec one = {}, other = {};
+        for (long pixel = block; pixel < end; pixel++) {
+          const Pair found = terms(pixel, c, whole);
+          one += found.first, other += found.second;
+        }
+        for (int lane = 0; lane < (whole ? LANES : LANES / 2); lane++) {
+          part[c + lane] += one[lane];
+          part[channels + c + lane] += other[lane];
+        }
+      }
+    }
+  }
+  for (int i = 0; i < 2 * channels; i++) {
+    sums[i] = 0;
+    for (int thread = 0; thread < threads; thread++) sums[i] += parts[(size_t)2 * channels * thread + i];
+  }
+  std::free(parts);
+  return true;
+}
+
+// The mean and the (biased) variance of each channel, about the first pixel so that large means cost no digits.
+bool measure(const float* x, float* mean, float* variance, long pixels, int channels, int threads) {
+  double* sums = static_cast<double*>(std::malloc((size_t)2 * channels * sizeof(double)));
+  const bool enough = sums && sum_pixels(pixels, channels, sums, threads, [&](long pixel, int c, bool whole) {
+    const Vec v = load<Vec>(x + pixel * channels + c, whole) - load<Vec>(x + c, whole);
+    return Pair{v, v * v};
+  });
+  for (int c = 0; c < channels && enough; c++) {
+    const double about = sums[c] / pixels;
+    mean[c] = x[c] + about;
+    variance[c] = sums[channels + c] / pixels - about * about;
+    if (variance[c] < 0) variance[c] = 0;
+  }
+  std::free(sums);
+  return enough;
+}
+
+template <class Act>
+void transform(const float* x, const float* scale, const float* shift, float* y, long pixels, int channels, int threads) {
+#pragma omp parallel for num_threads(threads)
+  for (long pixel = 0; pixel < pixels; pixel++) {
+    for (int c = 0; c < channels; c += LANES) {
+      const bool whole = c + LANES <= channels;
+      const Vec v = load<Vec>(x + pixel * channels + c, whole);
+      store(y + pixel * channels + c, Act::value(v * load<Vec>(scale + c, whole) + load<Vec>(shift + c, whole)), whole);
+    }
+  }
+}
+
+template <class Act>
+bool transform_backward(const float* x, const float* scale, const float* shift, const float* bias, const float* dy,
+                        float* dx, float* dbias, long pixels, int channels, int threads) {
+  double* sums = static_cast<double*>(std::malloc((size_t)2 * channels * sizeof(double)));
+  float* means = static_cast<float*>(std::malloc((size_t)2 * channels * sizeof(float)));
+  // The gradient of the normalised pixels, and what these were.
+  const auto inner = [&](long pixel, int c, bool whole) {
+    const Vec v = load<Vec>(x + pixel * channels + c, whole) * load<Vec>(scale + c, whole) + load<Vec>(shift + c, whole);
+    return Pair{load<Vec>(dy + pixel * channels + c, whole) * Act::both(v).second, v - load<Vec>(bias + c, whole)};
+  };
+  const bool enough = sums && means && sum_pixels(pixels, channels, sums, threads, [&](long pixel, int c, bool whole) {
+    const Pair found = inner(pixel, c, whole);
+    return Pair{found.first, found.first * found.second};
+  });
+  if (enough) {
+    for (int c = 0; c < channels; c++) dbias[c] = sums[c];
+    for (int i = 0; i < 2 * channels; i++) means[i] = sums[i] / pixels;
+#pragma omp parallel for num_threads(threads)
+    for (long pixel = 0; pixel < pixels; pixel++) {
+      for (int c = 0; c < channels; c += LANES) {
+        const bool whole = c + LANES <= channels;
+        const Pair found = inner(pixel, c, whole);
+        const Vec left = found.first - load<Vec>(means + c, whole) - found.second * load<Vec>(means + channels + c, whole);
+        store(dx + pixel * channels + c, load<Vec>(scale + c, whole) * left, whole);
+      }
+    }
+  }
+  std::free(sums), std::free(means);
+  return enough;
+}
+
+// Call `work` with the activation of that number: 0 GELU, 1 SiLU.
+template <class Work> auto with(int activation, Work work) { return activation ? work(Silu{}) : work(Gelu{}); }
 
 }  // namespace
 
-// y = x * (share of a normal distribution below x).
-extern "C" void gelu(const float* x, float* y, long count, int threads) {
-#pragma omp parallel for num_threads(threads)
-  for (long i = 0; i < count; i += LANES) store(y + i, load(x + i) * normal(load(x + i)).below);
+// y = the activation of x.
+extern "C" void activation(int kind, const float* x, float* y, long count, int threads) {
+  with(kind, [&](auto act) { activate<decltype(act)>(x, y, count, threads); });
 }
 
-extern "C" void gelu_backward(const float* x, const float* dy, float* dx, long count, int threads) {
-#pragma omp parallel for num_threads(threads)
-  for (long i = 0; i < count; i += LANES) {
-    const Vec at = load(x + i);
-    const Normal found = normal(at);
-    store(dx + i, load(dy + i) * (found.below + at * DENSITY_AT_0 * found.density));
-  }
+// dx from dy.
+extern "C" void activation_backward(int kind, const float* x, const float* dy, float* dx, long count, int threads) {
+  with(kind, [&](auto act) { activate_backward<decltype(act)>(x, dy, dx, count, threads); });
 }
 
-// y (n, h / 2, w / 2, c): the maxima of the 2x2 squares of x (n, h, w, c).
-extern "C" void pool(const float* x, float* y, int n, int h, int w, int c, int threads) {
-  const int down = h / 2, across = w / 2;
-#pragma omp parallel for num_threads(threads)
-  for (int line = 0; line < n * down; line++) {
-    const float* upper = x + ((size_t)(line / down) * h + line % down * 2) * w * c;
-    for (int column = 0; column < across; column++) {
-      const float *a = upper + (size_t)2 * column * c, *b = a + (size_t)w * c;
-      float* to = y + ((size_t)line * across + column) * c;
-      for (int i = 0; i < c; i += LANES) store(to + i, largest(a + i, b + i, c));
-    }
-  }
+// The mean and the variance of each channel of x (pixels, channels). Returns 1 where memory does not suffice.
+extern "C" int statistics(const float* x, float* mean, float* variance, long pixels, int channels, int threads) {
+  return !measure(x, mean, variance, pixels, channels, threads);
 }
 
-// dx (n, h, w, c): dy where x is the first maximum of its square, by rows, and zero elsewhere.
-extern "C" void pool_backward(const float* x, const float* dy, float* dx, int n, int h, int w, int c, int threads) {
-  const int down = h / 2, across = w / 2;
-  const size_t row = (size_t)w * c;
-  const Vec zero = {};
-#pragma omp parallel for num_threads(threads)
-  for (int image = 0; image < n; image++) {
-    const float* from = x + (size_t)image * h * row;
-    float* to = dx + (size_t)image * h * row;
-    for (int line = 0; line < down; line++) {
-      for (int column = 0; column < across; column++) {
-        const size_t at = (size_t)2 * line * row + (size_t)2 * column * c;
-        const float *a = from + at, *b = a + row, *grad = dy + (((size_t)image * down + line) * across + column) * c;
-        float *da = to + at, *db = da + row;
-        for (int i = 0; i < c; i += LANES) {
-          const Vec most = largest(a + i, b + i, c), g = load(grad + i);
-          const Bits first = load(a + i) == most, second = ~first & (load(a + c + i) == most);
-          const Bits third = ~(first | second) & (load(b + i) == most), fourth = ~(first | second | third);
-          store(da + i, first ? g : zero), store(da + c + i, second ? g : zero);
-          store(db + i, third ? g : zero), store(db + c + i, fourth ? g : zero);
-        }
-      }
-      if (w % 2) {  // the last column belongs to no square
-        std::memset(to + (2 * line + 1) * row - c, 0, c * sizeof(float));
-        std::memset(to + (2 * line + 2) * row - c, 0, c * sizeof(float));
-      }
-    }
-    if (h % 2) std::memset(to + (h - 1) * row, 0, row * sizeof(float));
-  }
+// y = the activation of x * scale + shift, which are (channels).
+extern "C" void scale_shift(int kind, const float* x, const float* scale, const float* shift, float* y, long pixels,
+                            int channels, int threads) {
+  with(kind, [&](auto act) { transform<decltype(act)>(x, scale, shift, y, pixels, channels, threads); });
+}
+
+// dx and dbias from dy, where scale and shift come from the statistics of x and the bias: shift = bias - mean * scale.
+// Returns 1 where memory does not suffice.
+extern "C" int normalized_backward(int kind, const float* x, const float* scale, const float* shift, const float* bias,
+                                   const float* dy, float* dx, float* dbias, long pixels, int channels, int threads) {
+  return !with(kind, [&](auto act) {
+    return transform_backward<decltype(act)>(x, scale, shift, bias, dy, dx, dbias, pixels, channels, threads);
+  });
 }

@@ -1,4 +1,5 @@
-"""3x3 convolutions on a CPU with a third of the multiplications: the operators, their gradients, and who uses them.
+"""3x3 convolutions on a CPU with a third of the multiplications, alone or with the 2x2 maximum pooling behind them: the
+operators, their gradients, and who uses them.
 
 The method is Winograd's F(4x4, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016); the
 kernels are in `winograd.cpp`. Results differ from the definition's by a relative 1e-6 to 1e-5.
@@ -11,14 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastcifar import native
-from fastcifar.native import pointer
+from fastcifar.native import Fused, pointer
+from fastcifar.network import ConvGroup
 
 LANES = 8  # channels come in multiples of it
 OPERATORS = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-untyped-call]
-OPERATORS.define("convolve(Tensor x, Tensor weight) -> Tensor")  # type: ignore[no-untyped-call]
-OPERATORS.define("convolve_backward(Tensor x, Tensor weight, Tensor grad, bool[2] wanted) -> (Tensor, Tensor)")  # type: ignore[no-untyped-call]
+SCHEMAS = (
+    "convolve(Tensor x, Tensor weight) -> Tensor",
+    "convolve_pool(Tensor x, Tensor weight) -> (Tensor, Tensor)",
+    "convolve_backward(Tensor x, Tensor weight, Tensor grad, Tensor? chosen, bool[2] wanted) -> (Tensor, Tensor)",
+)
 
 
 def sizes(x: Tensor, outputs: int) -> list[ctypes.c_int]:
@@ -33,61 +39,89 @@ def check(code: int) -> None:
         raise MemoryError("out of memory in a convolution")
 
 
-def convolve(x: Tensor, weight: Tensor) -> Tensor:
-    """x (N, C, H, W) with filters (D, C, 3, 3) and padding 1: (N, D, H, W), float32 in channels-last memory."""
+def run(x: Tensor, weight: Tensor, y: Tensor, chosen: Tensor | None) -> None:
+    """Fill y, and `chosen` where there is one, from x and the filters."""
     x = x.contiguous(memory_format=torch.channels_last)
     filters = weight.permute(2, 3, 1, 0).contiguous()
-    y = torch.empty((len(x), len(weight), *x.shape[2:]), memory_format=torch.channels_last)
     kernel = native.library("winograd").convolve
-    check(kernel(pointer(x), pointer(filters), pointer(y), *sizes(x, len(weight))))
+    check(kernel(pointer(x), pointer(filters), pointer(y), pointer(chosen), *sizes(x, len(weight))))
+
+
+def convolve(x: Tensor, weight: Tensor) -> Tensor:
+    """x (N, C, H, W) with filters (D, C, 3, 3) and padding 1: (N, D, H, W), float32 in channels-last memory."""
+    y = torch.empty((len(x), len(weight), *x.shape[2:]), memory_format=torch.channels_last)
+    run(x, weight, y, None)
     return y
 
 
-def convolve_backward(x: Tensor, weight: Tensor, grad: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor]:
-    """The gradients of x and of the filters, where wanted (else empty), from that of the outputs (N, D, H, W)."""
+def convolve_pool(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The maxima of the 2x2 squares of `convolve`, (N, D, H // 2, W // 2), and which of the four each is, uint8."""
+    shape = (len(x), len(weight), x.size(2) // 2, x.size(3) // 2)
+    y = torch.empty(shape, memory_format=torch.channels_last)
+    chosen = torch.empty(shape, dtype=torch.uint8, memory_format=torch.channels_last)
+    run(x, weight, y, chosen)
+    return y, chosen
+
+
+def convolve_backward(
+    x: Tensor, weight: Tensor, grad: Tensor, chosen: Tensor | None, wanted: list[bool]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of the filters, where wanted (else empty), from that of the outputs, or of the maxima."""
     x, grad = (each.contiguous(memory_format=torch.channels_last) for each in (x, grad))
     filters = weight.permute(2, 3, 0, 1).contiguous()
     dx = torch.empty_like(x) if wanted[0] else None
     df = torch.empty((3, 3, x.size(1), len(weight))) if wanted[1] else None
     kernel = native.library("winograd").convolve_backward
-    arguments = (pointer(x), pointer(filters), pointer(grad), pointer(dx), pointer(df), *sizes(x, len(weight)))
-    check(kernel(*arguments))
+    tensors = (x, filters, grad, chosen, dx, df)
+    check(kernel(*map(pointer, tensors), *sizes(x, len(weight))))
     none = x.new_empty(0)
     # The memory of the gradient is laid out like that of the filters, which is what the optimizer expects.
     dw = none if df is None else df.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
     return none if dx is None else dx, dw
 
 
-OPERATORS.impl("convolve", convolve, "CPU")  # type: ignore[no-untyped-call]
-OPERATORS.impl("convolve_backward", convolve_backward, "CPU")  # type: ignore[no-untyped-call]
+for schema, kernel in zip(SCHEMAS, (convolve, convolve_pool, convolve_backward), strict=True):
+    OPERATORS.define(schema)  # type: ignore[no-untyped-call]
+    OPERATORS.impl(kernel.__name__, kernel, "CPU")  # type: ignore[no-untyped-call]
 
 
 class Convolution(torch.autograd.Function):
-    """The operator `convolve` with its gradient."""
+    """The operator `convolve`, or `convolve_pool`, with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        """See `convolve`."""
-        ctx.save_for_backward(x, weight)
-        y: Tensor = torch.ops.fastcifar.convolve(x, weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, pooled: bool) -> Tensor:
+        """See `convolve` and `convolve_pool`."""
+        y: Tensor
+        if pooled:
+            y, chosen = torch.ops.fastcifar.convolve_pool(x, weight)
+        else:
+            y, chosen = torch.ops.fastcifar.convolve(x, weight), None
+        ctx.save_for_backward(x, weight, chosen)
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """See `convolve_backward`."""
-        wanted = list(ctx.needs_input_grad)
-        dx, dw = torch.ops.fastcifar.convolve_backward(*ctx.saved_tensors, grad, wanted)
-        return dx if wanted[0] else None, dw if wanted[1] else None
+        x, weight, chosen = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:2])
+        dx, dw = torch.ops.fastcifar.convolve_backward(x, weight, grad, chosen, wanted)
+        return dx if wanted[0] else None, dw if wanted[1] else None, None
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3x3 convolution with padding 1 that runs on these kernels where it can: in float32 on a CPU."""
+    """A 3x3 convolution with padding 1 that runs on these kernels where it can: in float32 on a CPU.
+
+    With `pooled` it also does the 2x2 maximum pooling of the layer behind it.
+    """
+
+    pooled = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, D, H, W)."""
+        """(N, C, H, W) to (N, D, H, W), or what pooling makes of it."""
         if x.dtype != torch.float32 or not x.is_cpu or self.weight.dtype != torch.float32:
-            return super().forward(x)
-        y: Tensor = Convolution.apply(x, self.weight)
+            plain = super().forward(x)
+            return F.max_pool2d(plain, 2) if self.pooled else plain
+        y: Tensor = Convolution.apply(x, self.weight, self.pooled)
         return y
 
 
@@ -100,6 +134,10 @@ def install(network: nn.Module) -> None:
     for module in network.modules():
         if type(module) is nn.Conv2d and suits(module):
             module.__class__ = WinogradConv2d
+    for module in network.modules():
+        if isinstance(module, ConvGroup) and isinstance(module.conv1, WinogradConv2d):
+            module.conv1.pooled = True
+            module.pool.__class__ = Fused  # type: ignore[assignment]
 
 
 def suits(layer: nn.Conv2d) -> bool:
@@ -115,6 +153,8 @@ def flops(x: Tensor, weight: Tensor, out_val: Any = None) -> int:
     return 2 * x.size(0) * x.size(2) * x.size(3) * weight.numel()
 
 
-def backward_flops(x: Tensor, weight: Tensor, grad: Tensor, wanted: list[bool], out_val: Any = None) -> int:
+def backward_flops(
+    x: Tensor, weight: Tensor, grad: Tensor, chosen: Tensor | None, wanted: list[bool], out_val: Any = None
+) -> int:
     """The same for the gradients that are wanted."""
     return flops(x, weight) * sum(wanted)

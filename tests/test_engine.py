@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,9 @@ from torch.nn import functional as F
 from fastcifar import data, engine, native, pointwise, profiler, recipe, winograd
 from fastcifar.data import Dataset
 from fastcifar.errors import MachineError, UsageError
+from fastcifar.network import BatchNorm, ConvGroup
+from fastcifar.recipe import Network as NetworkRecipe
+from fastcifar.recipe import Norm
 from fastcifar.run import Run, saved_state
 from fastcifar.step import Training
 
@@ -60,9 +65,9 @@ def test_winograd_is_the_convolution(
     torch.set_num_threads(threads)
     try:
         y = winograd.convolve(x, weight)
-        dx, dw = winograd.convolve_backward(x, weight, grad, [True, True])
-        only_x = winograd.convolve_backward(x, weight, grad, [True, False])
-        only_w = winograd.convolve_backward(x, weight, grad, [False, True])
+        dx, dw = winograd.convolve_backward(x, weight, grad, None, [True, True])
+        only_x = winograd.convolve_backward(x, weight, grad, None, [True, False])
+        only_w = winograd.convolve_backward(x, weight, grad, None, [False, True])
     finally:
         torch.set_num_threads(before)
     assert exact[0].grad is not None and exact[1].grad is not None
@@ -73,44 +78,93 @@ def test_winograd_is_the_convolution(
     assert torch.equal(only_w[1], dw) and not only_w[0].numel()
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 2, 2), (3, 16, 31, 31), (5, 24, 15, 4), (2, 8, 6, 9)])
-def test_pooling_is_pytorchs_ties_and_all(shape: tuple[int, ...]) -> None:
-    x = torch.randint(-2, 3, shape).float().to(memory_format=torch.channels_last).requires_grad_()  # many ties
-    expected = F.max_pool2d(x, 2)
-    grad = torch.randn(expected.shape)
-    expected.backward(grad)
-    assert torch.equal(pointwise.pool(x.detach()), expected)
-    assert x.grad is not None and torch.equal(pointwise.pool_backward(x.detach(), grad), x.grad)
-    with torch.no_grad():
-        x[0, 0, 1, 1] = math.nan  # a training that diverged must look like one
-    assert pointwise.pool(x.detach())[0, 0, 0, 0].isnan()
+@pytest.mark.parametrize("side", [(2, 2), (4, 8), (7, 7), (9, 6), (15, 31)])
+@pytest.mark.parametrize("outputs", [8, 16, 40])
+def test_convolution_and_pooling_in_one(side: tuple[int, int], outputs: int) -> None:
+    generator = torch.Generator().manual_seed(outputs)
+    x = torch.randn(5, 24, *side, generator=generator).to(memory_format=torch.channels_last)
+    weight = torch.randn(outputs, 24, 3, 3, generator=generator).to(memory_format=torch.channels_last)
+    exact = [each.double().requires_grad_() for each in (x, weight)]
+    expected = F.max_pool2d(F.conv2d(*exact, padding=1), 2)
+    grad = torch.randn(expected.shape, generator=generator)
+    expected.backward(grad.double())
+    y, chosen = winograd.convolve_pool(x, weight)
+    dx, dw = winograd.convolve_backward(x, weight, grad, chosen, [True, True])
+    assert exact[0].grad is not None and exact[1].grad is not None
+    assert relative(y, expected.detach()) < 1e-5
+    assert relative(dx, exact[0].grad) < 1e-5
+    assert relative(dw, exact[1].grad) < 5e-5
 
 
-def test_gelu_is_pytorchs() -> None:
+def test_pooling_takes_the_first_of_several_and_shows_what_is_no_number() -> None:
+    x = torch.zeros(2, 8, 10, 7).to(memory_format=torch.channels_last)
+    weight = torch.ones(8, 8, 3, 3)
+    y, chosen = winograd.convolve_pool(x, weight)
+    assert not y.any() and not chosen.any()
+    x[0, 0, 1, 1] = math.nan  # a training that diverged must look like one
+    assert winograd.convolve_pool(x, weight)[0][0, 0, 0, 0].isnan()
+
+
+@pytest.mark.parametrize(("kind", "definition"), [(0, F.gelu), (1, F.silu)])
+def test_activations_are_pytorchs(kind: int, definition: Callable[[Tensor], Tensor]) -> None:
     values = torch.cat([torch.linspace(-40, 40, 8 * 900), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e4, -1e4, 9, -9])])
     x = values.view(1, 8, -1, 1).to(memory_format=torch.channels_last)
     exact = x.double().requires_grad_()
-    F.gelu(exact).backward(torch.full_like(exact, 3))
+    definition(exact).backward(torch.full_like(exact, 3))
     assert exact.grad is not None
-    torch.testing.assert_close(pointwise.gelu(x).double(), F.gelu(exact.detach()), atol=1e-6, rtol=1e-6)
-    found = pointwise.gelu_backward(x, torch.full_like(x, 3))
+    expected = definition(exact.detach())
+    torch.testing.assert_close(pointwise.activation(x, kind).double(), expected, atol=1e-6, rtol=1e-6)
+    found = pointwise.activation_backward(x, torch.full_like(x, 3), kind)
     torch.testing.assert_close(found.double(), exact.grad, atol=2e-6, rtol=1e-6)
-    assert pointwise.gelu(torch.full((1, 8, 1, 1), math.nan)).isnan().all()
+    assert pointwise.activation(torch.full((1, 8, 1, 1), math.nan), kind).isnan().all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+@pytest.mark.parametrize("shape", [(2, 8, 1, 1), (5, 24, 7, 7), (3, 40, 9, 4)])
+def test_norm_and_activation_in_one(shape: tuple[int, ...], activation: str, threads: int) -> None:
+    sections = NetworkRecipe(widths=(shape[1],), convs=(1,), activation=activation)  # type: ignore[arg-type]
+    plain = ConvGroup(3, shape[1], 1, sections)
+    with torch.no_grad():
+        plain.norm1.bias.copy_(torch.linspace(-1, 1, shape[1]))  # type: ignore[operator, union-attr]
+    fused, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
+    pointwise.install(fused)
+    assert isinstance(fused.norm1, pointwise.NormAct) and isinstance(fused.act1, native.Fused)
+    generator = torch.Generator().manual_seed(0)
+    x = (10 + 3 * torch.randn(shape, generator=generator)).to(memory_format=torch.channels_last)
+    grad = torch.randn(shape, generator=generator)
+    results = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for group, dtype in ((fused, torch.float32), (exact, torch.float64)):
+            group.train()
+            given = x.to(dtype, copy=True).requires_grad_()
+            y = group.act1(group.norm1(given))
+            y.backward(grad.to(dtype))
+            group.eval()
+            with torch.no_grad():
+                later = group.act1(group.norm1(given))
+            norm = group.norm1
+            results.append([y, given.grad, norm.bias.grad, norm.running_mean, norm.running_var, later])
+    finally:
+        torch.set_num_threads(before)
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), expected, atol=2e-4, rtol=2e-4)  # large means cost digits
+    given = x.detach().clone().requires_grad_()  # in evaluation mode a gradient can be taken all the same
+    fused.act1(fused.norm1(given)).sum().backward()
+    assert given.grad is not None and given.grad.isfinite().all()
 
 
 def test_only_plain_layers_are_replaced() -> None:
-    layers = nn.Sequential(nn.GELU(), nn.MaxPool2d(2), nn.GELU("tanh"), nn.MaxPool2d(2, padding=1), nn.MaxPool2d(3))
+    layers = nn.Sequential(nn.GELU(), nn.GELU("tanh"), nn.MaxPool2d(2))
     pointwise.install(layers)
-    assert [type(layer) for layer in layers] == [
-        pointwise.FastGelu,
-        pointwise.FastMaxPool2d,
-        nn.GELU,
-        nn.MaxPool2d,
-        nn.MaxPool2d,
-    ]
+    assert [type(layer) for layer in layers] == [pointwise.FastGelu, nn.GELU, nn.MaxPool2d]
     for x in (torch.randn(2, 3, 8, 8), torch.randn(2, 8, 8, 8), torch.randn(2, 8, 8, 8).double()):
-        assert torch.equal(layers[1](x), F.max_pool2d(x, 2))
         torch.testing.assert_close(layers[0](x), F.gelu(x), atol=1e-6, rtol=1e-6)
+    ghostly = ConvGroup(8, 8, 2, NetworkRecipe(norm=Norm(ghost=2), activation="relu"))
+    pointwise.install(ghostly)
+    assert type(ghostly.norm1) is BatchNorm and type(ghostly.act2) is nn.ReLU
 
 
 def test_the_layer_takes_whatever_a_convolution_takes() -> None:
