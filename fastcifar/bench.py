@@ -96,8 +96,7 @@ def named(
         name = name if equals else recipe.title(file)
         if name in files:
             raise UsageError(f"'{name}' is there twice: name the second one, for example other={file}.")
-        if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-            raise UsageError(f"'{name}' in '{argument}' is no name: use letters, digits, dots and dashes.")
+        check_name(name, argument)
         files[name] = file
     bound = recipe.bind(settings, list(files))
     found = {name: recipe.load(file, bound[name]) for name, file in files.items()}
@@ -107,6 +106,12 @@ def named(
             if same(each, found[other]) and asked[name] == asked[other]:
                 raise UsageError(f"'{other}' and '{name}' are the same recipe with the same settings.")
     return found, asked
+
+
+def check_name(name: str, where: str) -> None:
+    """Raise UsageError for a name of a recipe that is none."""
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise UsageError(f"'{name}' in '{where}' is no name: use letters, digits, dots and dashes.")
 
 
 def same(a: Recipe, b: Recipe) -> bool:
@@ -174,18 +179,25 @@ def run_all(
     warm: set[str] = set()
     for position, (name, seed) in enumerate(tasks):
         progress.now, progress.seed, progress.status = name, seed, None
-        if name not in warm and plan.device.type == "cuda":
-            trainer.rehearse(plan.recipes[name], plan.images(name), plan.device, plan.engine(name))
-        warm.add(name)
-
-        def watch(status: Status) -> None:
-            progress.status = status
-
-        results.add(run_once(plan, name, seed, watch))
+        results.add(run_timed(plan, name, seed, warm, progress))
         on_change(progress)
         seed_done = position + 1 == len(tasks) or tasks[position + 1][1] != seed
         if plan.until_clear and seed_done and plan.report(results.runs).clear:
             break
+
+
+def run_timed(plan: Plan, name: str, seed: int, warm: set[str], progress: Progress) -> Record:
+    """One training as a line of the results file, with the seconds that passed meanwhile; the first of a recipe on
+    CUDA is rehearsed. `warm` holds the recipes that were, `progress` takes up where the run stands."""
+    began = time.monotonic()
+    if name not in warm and plan.device.type == "cuda":
+        trainer.rehearse(plan.recipes[name], plan.images(name), plan.device, plan.engine(name))
+    warm.add(name)
+
+    def watch(status: Status) -> None:
+        progress.status = status
+
+    return {**run_once(plan, name, seed, watch), "wall_s": time.monotonic() - began}
 
 
 def run_once(plan: Plan, name: str, seed: int, on_change: Callable[[Status], None]) -> Record:
@@ -227,4 +239,6 @@ def reported(paths: list[Path]) -> tuple[Record, list[Record]]:
             if (run["name"], run["seed"]) in runs:
                 raise UsageError(f"Seed {run['seed']} of '{run['name']}' in {path} is in another file too.")
             runs[run["name"], run["seed"]] = run
+    made = {name for name, _ in runs}
+    header["recipes"] = {name: each for name, each in header["recipes"].items() if name in made} or header["recipes"]
     return header, sorted(runs.values(), key=lambda run: float(run["at"]))

@@ -13,6 +13,7 @@ from rich.text import Text
 from fastcifar.bench import Plan, Progress
 from fastcifar.console import Screen, View, duration
 from fastcifar.report import POINT, Report, Summary
+from fastcifar.results import Record
 from fastcifar.stats import Estimate
 
 
@@ -49,10 +50,15 @@ class BenchView(View):
             return
         runs = list(self.progress.runs)
         self.told = self.progress.before if self.told is None else self.told
-        for run in runs[self.told :]:
-            what = "diverged" if run["diverged"] else f"{100 * run['accuracy']:.2f} % in {duration(run['train_s'])}"
-            yield f"{run['name']}, seed {run['seed']}: {what}"
+        yield from told_runs(runs[self.told :])
         self.told = len(runs)
+
+
+def told_runs(runs: list[Record]) -> Iterable[str]:
+    """A line a finished run."""
+    for run in runs:
+        what = "diverged" if run["diverged"] else f"{100 * run['accuracy']:.2f} % in {duration(run['train_s'])}"
+        yield f"{run['name']}, seed {run['seed']}: {what}"
 
 
 def points(estimate: Estimate | None) -> str:
@@ -117,6 +123,7 @@ def screen_table(headings: list[str], rows: list[list[str]]) -> Table:
 def comparison_rows(report: Report) -> list[list[str]]:
     """A row a comparison: the differences with their intervals and p-values."""
     rows = []
+    references = {each.a for each in report.comparisons}
     for each in report.comparisons:
         low, high = each.accuracy_ci95 or (None, None)
         between = f"{low / POINT:+.2f} … {high / POINT:+.2f}" if low is not None and high is not None else ""
@@ -124,13 +131,16 @@ def comparison_rows(report: Report) -> list[list[str]]:
         difference = f"{each.accuracy_difference / POINT:+.3f}"
         p = "any time" if each.sequential else probability(each.accuracy_p)
         ratio = [f"{each.time_ratio:.3f}", times, probability(each.time_p)]
-        rows.append([each.b, difference, between, p, *ratio])
+        name = each.b if len(references) == 1 else f"{each.b} against {each.a}"
+        rows.append([name, difference, between, p, *ratio])
     return rows
 
 
 def headings(report: Report) -> list[str]:
     """Of the table of comparisons: differences in percentage points, ratios of time."""
-    return [f"against {report.comparisons[0].a}", "points", "95 %", "p", "time", "95 %", "p"]
+    references = {each.a for each in report.comparisons}
+    against = f"against {references.pop()}" if len(references) == 1 else ""
+    return [against, "points", "95 %", "p", "time", "95 %", "p"]
 
 
 def remarks(report: Report) -> list[str]:

@@ -1,25 +1,35 @@
-"""The command line: a function a subcommand that parses, calls and shows. Torch is imported inside commands only."""
+"""The command line: a function a subcommand that parses, calls and shows; those that measure are in `measuring`.
+
+Torch is imported inside commands only.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 import fastcifar
-from fastcifar import errors
+from fastcifar import errors, measuring
 from fastcifar.errors import FastcifarError, Interrupted, UsageError
-
-if TYPE_CHECKING:
-    from fastcifar.console import Screen
-    from fastcifar.data import Dataset
+from fastcifar.options import (
+    DEFAULT_RECIPE,
+    AsJson,
+    DatasetName,
+    Device,
+    Engine,
+    Quiet,
+    Settings,
+    Threads,
+    document,
+    obtain,
+)
 
 app = typer.Typer(
     name="fastcifar",
@@ -30,26 +40,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help is there in half the time
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-AsJson = Annotated[
-    bool, typer.Option("--json", help="One JSON document on standard output; the rest to standard error.")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Nothing but the result.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; the first GPU where there is one.")]
-DEFAULT_RECIPE = "A recipe or a TOML file; by default fast94 on a GPU and quick90 elsewhere."
-Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="Threads on the CPU; all cores by default.")]
-DatasetName = Annotated[str, typer.Option(help="cifar10, cifar100, shapes (needs no download), or one imported.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one value of the recipe; may be given again."),
-]
-Engine = Annotated[
-    str | None, typer.Option(help="How a step is executed: eager, compiled, graph, or auto, which is the default.")
-]
-Engines = Annotated[
-    list[str] | None,
-    typer.Option("--engine", metavar="[NAME:]ENGINE", help="How steps are executed: eager, compiled, graph or auto."),
-]
 REPORT = "https://github.com/fastcifar/fastcifar/issues"
 
 
@@ -105,13 +95,6 @@ def common(
     """Train on CIFAR-10 in seconds, and see where the time goes."""
     if context.invoked_subcommand is None:
         print(context.get_help())
-
-
-def document(command: str, device: str | None = None) -> dict[str, Any]:
-    """The keys that every JSON document has."""
-    from importlib.metadata import version
-
-    return {"command": command, "version": fastcifar.__version__, "torch": version("torch"), "device": device}
 
 
 @app.command()
@@ -339,173 +322,5 @@ def evaluate(
     screen.result(evaluation_report(found, model.classes), found)
 
 
-@app.command()
-def profile(
-    recipe: Annotated[str | None, typer.Argument(help=DEFAULT_RECIPE)] = None,
-    versus: Annotated[
-        str | None, typer.Option("--vs", metavar="RECIPE", help="Compare with another, by turns.")
-    ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="The network of a checkpoint, with its weights.")] = None,
-    by: Annotated[str, typer.Option(help="layer, kernel, op or phase.")] = "layer",
-    sort: Annotated[
-        str, typer.Option(help="network, total, forward, backward, optimizer, flops, bytes, kernels or roofline.")
-    ] = "network",
-    top: Annotated[int, typer.Option(min=0, help="So many rows.")] = 0,
-    depth: Annotated[int | None, typer.Option(min=1, help="Fold what is deeper in the tree of layers.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images a step; on a CPU at most 128 by default.")] = None,
-    steps: Annotated[int | None, typer.Option(min=2, max=1000, help="Recorded steps; 10 on a GPU, else 5.")] = None,
-    whole_run: Annotated[
-        bool, typer.Option("--whole-run", help="The mean step of a run: every kind of step as often as a run has it.")
-    ] = False,
-    trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a step for Perfetto.")] = None,
-    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of the step.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="The images; cifar10 where it is here, else shapes.")] = None,
-    device: Device = None,
-    threads: Threads = None,
-    engine: Engines = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="[a:|b:]SECTION.KEY=VALUE", help="Change a value; with --vs, of one side."),
-    ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> None:
-    """Show where the time of a training step goes, layer by layer, forward and backward.
-
-    Example: fastcifar profile hlb --vs hlb --set b:network.whiten.kernel=3
-    """
-    from fastcifar import files, machine, picture, views
-    from fastcifar.console import Screen
-
-    screen = Screen(as_json, quiet)
-    views.check(by, sort)
-    if versus is not None and (trace is not None or svg is not None or checkpoint is not None):
-        raise UsageError("--vs shows tables of two recipes: it goes with none of --trace, --svg and --checkpoint.")
-    for path in (trace, svg):
-        if path is not None:
-            files.check_writable(path)
-    from fastcifar import profiler, study
-
-    place = machine.pick_device(device)
-    machine.prepare(place, threads)
-    asked = study.Study(recipe, versus, checkpoint, settings or [], dataset, place, batch, engine or [])
-    if busy := machine.others_at_work(place):
-        screen.warn(busy)
-    screen.note(asked.introduction())
-    profiles = asked.measure(steps, whole_run)
-    where = machine.describe(place)
-    common = {**document("profile", where), "dataset": asked.dataset.name}
-    shared = (where, asked.dataset.name, screen.console.width)
-    first = profiles[0]
-    if versus is not None:
-        second, found = profiles[1], profiler.comparison(*profiles)
-        sides = {"a": first.document(), "b": second.document(), "comparison": dataclasses.asdict(found)}
-        screen.result(views.comparison_report(first, second, found, *shared, top), {**common, **sides})
-        return
-    if trace is not None:
-        files.write_text(trace, json.dumps({"traceEvents": first.events}))
-    if svg is not None:
-        files.write_text(svg, picture.icicle(first, where))
-    screen.result(views.report(first, *shared, by, sort, depth, top), {**common, **first.document()})
-
-
-@app.command()
-def bench(
-    recipes: Annotated[list[str], typer.Argument(help="Recipes, TOML files, or NAME=RECIPE; with --report, files.")],
-    runs: Annotated[int, typer.Option(min=1, max=1_000_000, help="Runs of each recipe.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="The first seed; the others follow it.")] = 0,
-    target: Annotated[
-        float | None, typer.Option(help="Leave with exit code 5 where a mean accuracy is below, in percent.")
-    ] = None,
-    until_clear: Annotated[
-        bool, typer.Option("--until-clear", help="Stop as soon as the accuracies are told apart, or alike.")
-    ] = False,
-    margin: Annotated[float, typer.Option(min=0.001, help="Alike within so many points.")] = 0.1,
-    out: Annotated[Path | None, typer.Option(help="The results file; a bench goes on where its file ends.")] = None,
-    report: Annotated[bool, typer.Option("--report", help="Train nothing: report on results files.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="The report as Markdown.")] = False,
-    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of all runs.")] = None,
-    dataset: DatasetName = "cifar10",
-    device: Device = None,
-    threads: Threads = None,
-    engine: Engines = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="[NAME:]SECTION.KEY=VALUE", help="Change a value of all recipes, or of one."),
-    ] = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
-) -> int:
-    """Train recipes many times, by turns with the same seeds, and say what the difference is worth.
-
-    Example: fastcifar bench air94 slow=air94 --set slow:optimizer.filters.lr=0.2 --runs 50 --out lr.jsonl
-    """
-    from fastcifar import bench as benches
-    from fastcifar import bench_view, files, machine, ranks
-    from fastcifar import engine as engines
-    from fastcifar import report as reports
-    from fastcifar import run as single
-    from fastcifar.console import Screen
-
-    single.check_target(target)
-    single.check_seed(seed + runs)
-    if svg is not None:
-        files.check_writable(svg)
-    us = ranks.here()
-    screen = Screen(as_json and us.first, quiet or not us.first)
-    if report:
-        header, made = benches.reported([Path(file) for file in recipes])
-        found = reports.summarize(made, list(header["recipes"]), target, margin if until_clear else None)
-        where = header["device"]
-    else:
-        if us.size > 1 and (out is None or until_clear):
-            raise UsageError("Under torchrun a bench needs --out, which all ranks share, and --until-clear cannot be.")
-        chosen, asked = benches.named(recipes, settings or [], engine or [])
-        place = machine.pick_device(device or us.device())
-        machine.prepare(place, threads or us.threads())
-        if busy := machine.others_at_work(place):
-            screen.warn(busy)
-        found_engines = {name: engines.choose(each, place) for name, each in asked.items()}
-        for note in {note for _, note in found_engines.values() if note}:
-            screen.warn(note)
-        running = {name: each for name, (each, _) in found_engines.items()}
-        seeds = range(seed, seed + runs)
-        plan = benches.Plan(chosen, obtain(dataset, screen), place, seeds, target, until_clear, margin, running)
-        path = out or benches.default_path(chosen)
-        where = machine.describe(place)
-        if us.first:
-            screen.note(bench_view.introduction(plan, where, path))
-        view = bench_view.BenchView(screen, plan)
-        try:
-            with view:
-                made = benches.make(plan, path, us, view.update)
-        except KeyboardInterrupt:
-            kept = view.progress.runs if view.progress else []
-            if kept:
-                screen.console.print(bench_view.screen_report(plan.report(kept)))
-            raise Interrupted(f"Interrupted; {len(kept)} runs are kept in {path}: the same command goes on.") from None
-        if not us.first:
-            return errors.OK
-        found = plan.report(made)
-    if svg is not None:
-        from fastcifar import picture
-
-        files.write_text(svg, picture.scatter(made, found))
-    shown = bench_view.markdown(found) if as_markdown else bench_view.screen_report(found)
-    screen.result(shown, {**document("bench", where), "runs": made, **found.document()})
-    return errors.TARGET_MISSED if found.missed else errors.OK
-
-
-def obtain(name: str, screen: Screen) -> Dataset:
-    """The dataset of that name; a published one that is not here is downloaded."""
-    from fastcifar import data
-    from fastcifar.console import ProgressView
-
-    try:
-        return data.load(name)
-    except data.MissingDataset:
-        if name not in data.PUBLISHED:
-            raise
-    screen.note(f"{name} is not on this machine yet.")
-    with ProgressView(screen) as view:
-        return data.download(name, None, view.update)
+for command in (measuring.profile, measuring.bench, measuring.search):
+    app.command()(command)

@@ -195,10 +195,17 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
 
 def change(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     """The recipe with overrides `section.key=value`, checked as `load` does."""
-    tree = to_dict(recipe)
+    changes: dict[str, Any] = {}
     for override in overrides:
-        _merge(tree, _parse_override(override))
-    return from_dict(tree, where=f"recipe '{recipe.name}'")
+        _merge(changes, _parse_override(override))
+    return merge(recipe, changes, f"recipe '{recipe.name}'")
+
+
+def merge(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe with a tree of changes, checked; `where` stands in the error messages."""
+    tree = to_dict(recipe)
+    _merge(tree, changes)
+    return from_dict(tree, where)
 
 
 def bind(settings: Iterable[str], names: Sequence[str], option: str = "--set") -> dict[str, list[str]]:

@@ -80,15 +80,20 @@ class Report:
 
 
 def summarize(runs: list[Record], names: list[str], target: float | None, margin: float | None = None) -> Report:
-    """The report of these runs; with a `margin` (percentage points) the comparisons are sequential ones."""
+    """The report of these runs; with a `margin` (percentage points) the comparisons are sequential ones.
+
+    Each recipe is held against the first one, or the first whose runs are as long.
+    """
     by_name = {name: sorted((r for r in runs if r["name"] == name), key=lambda r: r["seed"]) for name in names}
     finished = {name: [run for run in lines if run["accuracy"] is not None] for name, lines in by_name.items()}
     summaries = [summary(name, by_name[name], finished[name], target) for name in names]
     comparisons = []
-    for name in names[1:]:
-        pairs = paired(finished[names[0]], finished[name])
-        if pairs:
-            comparisons.append(compare(names[0], name, pairs, margin, len(names) - 1))
+    first: dict[str, str] = {}  # of each length of runs: a search has several, which stand behind the @ of a name
+    for name in names:
+        reference = first.setdefault(name.partition("@")[2], name)
+        pairs = paired(finished[reference], finished[name])
+        if pairs and name != reference:
+            comparisons.append(compare(reference, name, pairs, margin, len(names) - 1))
     return Report(summaries, comparisons, target)
 
 

@@ -174,6 +174,7 @@ def flat(tree: Record, prefix: str = "") -> Iterable[tuple[str, str]]:
 def code_digest() -> str:
     """What the program's own code is, shortened: results of different code are not mixed."""
     digest = sha256()
-    for path in sorted([*Path(__file__).parent.glob("*.py"), *Path(__file__).parent.glob("*.cpp")]):
-        digest.update(path.read_bytes())
+    for path in sorted(Path(__file__).parent.iterdir()):
+        if path.suffix in (".py", ".cpp", ".h"):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
