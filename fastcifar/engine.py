@@ -19,7 +19,7 @@ from fastcifar.optim import Optimizer
 from fastcifar.step import Training, step, work
 
 ENGINES = ("eager", "compiled", "graph", "auto")
-KERNELS = ("winograd", "pointwise")  # of the compiled engine on a CPU
+KERNELS = ("winograd", "pointwise", "rendering")  # of the compiled engine on a CPU
 
 
 def choose(asked: str, device: torch.device) -> tuple[str, str]:
@@ -77,11 +77,14 @@ def has_triton() -> bool:
 def start(engine: str, training: Training) -> Callable[[], None]:
     """Prepare a training for an engine that `choose` gave; returns what makes one step.
 
-    On a CPU compiled kernels are our own, for convolutions, pooling and GELU; on CUDA they are `torch.compile`'s.
+    On a CPU compiled kernels are our own, for images, convolutions, pooling, norms and activations; on CUDA they are
+    `torch.compile`'s.
     """
     if engine == "compiled" and training.device.type == "cpu":
-        from fastcifar import pointwise, winograd
+        from fastcifar import pointwise, rendering, winograd
 
+        native.library("rendering")
+        training.render_images = rendering.render
         winograd.install(training.network)
         pointwise.install(training.network)
     elif engine == "compiled":

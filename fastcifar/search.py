@@ -98,15 +98,14 @@ class Search:
         """How the logarithm of the base's time goes with that of its error, between this length and the next (at the
         end the one before); None where longer runs did not help."""
         pair = sorted({number, number + 1 if number + 1 < len(FRACTIONS) else number - 1})
-        points = []
-        for fraction in (FRACTIONS[each] for each in pair):
-            lines = [run for run in runs if run["name"] == at(BASE, fraction) and not run["diverged"]]
-            if not lines:
-                return None
-            count = len(lines)
-            points.append((sum(math.log(run["train_s"]) for run in lines) / count, sum(map(log_error, lines)) / count))
-        (time, error), (longer, smaller) = points
-        return (longer - time) / (smaller - error) if longer > time and smaller < error else None
+        short, long = (
+            {run["seed"]: run for run in runs if run["name"] == at(BASE, FRACTIONS[each]) and not run["diverged"]}
+            for each in pair
+        )
+        both = short.keys() & long.keys()
+        time = sum(math.log(long[seed]["train_s"] / short[seed]["train_s"]) for seed in both)
+        error = sum(log_error(long[seed]) - log_error(short[seed]) for seed in both)
+        return time / error if time > 0 > error else None
 
     def entrants(self, runs: list[Record], number: int) -> list[str]:
         """The base and the candidates that came into a rung: the best of the rung before."""
@@ -129,8 +128,8 @@ class Search:
     def next_task(self, runs: list[Record]) -> tuple[str, int] | None:
         """The next run, as its name in the results file and its seed; None where the search is over.
 
-        A rung has as many rounds as fit into its share of the time, and at least one; the time that rounds and rungs
-        are going to take is judged by those before.
+        A rung has as many rounds as fit into its share of the time, and at least one where that fits into all that is
+        left; how long a round is going to take is judged by those before, so that one begun is also finished.
         """
         if sum(run["wall_s"] for run in runs) >= self.seconds:
             return None
@@ -145,7 +144,7 @@ class Search:
                 if missing:
                     expected = stats.estimate(costs).mean if costs else a_run * fraction * len(tasks)
                     limit = left / (len(FRACTIONS) - number) if costs else left
-                    if tasks[0] not in missing or sum(costs) + expected <= limit:
+                    if sum(costs) + expected <= limit:
                         return missing[0]
                     break
                 costs.append(sum(done[task] for task in tasks))

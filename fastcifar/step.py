@@ -82,6 +82,7 @@ class Training:
                 f"{self.batch_size} images are no whole ghost batches of {ghost}: set network.norm.ghost=0."
             )
         self.sides = sides(recipe, self.total_steps)
+        self.render_images = render  # an engine may know a quicker way
         self.step = 0
 
         if weights is not None and weights.shape != self.labels.shape:
@@ -103,7 +104,7 @@ class Training:
     def render(self, plan: Plan) -> Tensor:
         """The planned training images, (B, 3, side, side), as large as they are at this step."""
         cutout, side = self.recipe.data.cutout, self.sides[self.step]
-        return render(self.images, plan, self.mean, self.std, self.dtype, cutout, side)
+        return self.render_images(self.images, plan, self.mean, self.std, self.dtype, cutout, side)
 
     def whiten(self) -> None:
         """Set the whitening from a random sample of training images, as they are; other networks have none."""

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from fastcifar import rendering
 from fastcifar.loader import Plan, Planner, reflect, render
 from fastcifar.recipe import Data
 
@@ -58,6 +59,19 @@ def test_render_agrees_with_the_reference(
     fast = render(images, plan, MEAN, STD, torch.float32, cutout)
     torch.testing.assert_close(fast, slow_render(images, plan, cutout), atol=2e-6, rtol=1e-5)
     assert fast.is_contiguous(memory_format=torch.channels_last)
+    kernel = rendering.render(images, plan, MEAN, STD, torch.float32, cutout)
+    torch.testing.assert_close(kernel, fast, atol=4e-6, rtol=1e-5)
+    assert kernel.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("side", [16, 18, 20, 25, 31, 32, 40])
+def test_the_kernel_makes_images_smaller_as_pytorch_does(side: int) -> None:
+    generator = torch.Generator().manual_seed(side)
+    images = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    plan = Planner(Data("random", 3), len(images), generator).plan(0).batch(2, 5)
+    expected = render(images, plan, MEAN, STD, torch.float32, side=side)
+    found = rendering.render(images, plan, MEAN, STD, torch.float32, side=side)
+    torch.testing.assert_close(found, expected, atol=4e-6, rtol=1e-5)
 
 
 def test_reflect_mirrors_about_the_outermost_pixel() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import random
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Call, Cli
+from conftest import Call, Cli, few_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -564,3 +565,21 @@ def test_on_a_gpu_nearly_all_kernels_have_an_owner() -> None:
         document = profiler.profile(chosen, 3).document()
         adds_up(document)
         assert all(layer["kernels"] == round(layer["kernels"]) for layer in document["layers"])
+
+
+def test_a_whole_run_is_the_mean_of_its_kinds_of_step() -> None:
+    sets = ["training.batch_size=8", "training.epochs=2", "data.resolution=[[0, 16], [0.25, 16], [0.25, 32]]"]
+    found = recipe.load("tiny", sets)
+    images = few_shapes(64, 8)
+    kinds = profiler.run_of(found, images, torch.device("cpu"))
+    shares = [share for _, share in kinds]
+    assert sum(shares) == pytest.approx(1) and len(kinds) == 3  # small; large; large without the whitening's bias
+    assert sorted(shares) == [0.125, 0.25, 0.625]
+    (whole,) = profiler.measure_runs([kinds], 2)
+    parts = [profiler.measure([subject], 2)[0] for subject, _ in kinds]
+    flops = {layer.name: layer.flops for layer in whole.layers}
+    for layer in flops:
+        each = [next(row.flops for row in part.layers if row.name == layer) for part in parts]
+        assert flops[layer] == pytest.approx(sum(map(operator.mul, shares, each)), abs=1)
+    assert whole.kinds == 3 and {part.kinds for part in parts} == {1}
+    assert sum(whole.phases.values()) + whole.unattributed_ms == pytest.approx(whole.kernel_ms)
