@@ -31,6 +31,7 @@ from fastcifar.ranges import PHASES, ROOT, phase
 from fastcifar.recipe import Recipe
 from fastcifar.roofline import Roofline
 from fastcifar.step import Training
+from fastcifar.step import step as plain_step
 from fastcifar.trace import LOSS, Event, Work
 
 WHITENING_IMAGES = 500  # no time depends on how well the filters whiten
@@ -51,6 +52,7 @@ class Subject:
     device: torch.device
     dtype: torch.dtype
     engine: str = "eager"
+    plain: Callable[[], None] | None = None  # the same step not captured, where `run` replays a graph
 
 
 @dataclass(frozen=True)
@@ -222,8 +224,13 @@ def subject_at(at: int, training: Training, step: Callable[[], None], engine: st
         training.step = at
         step()
 
+    def plain() -> None:
+        training.step = at
+        plain_step(training)
+
     name, size = training.recipe.name, training.batch_size
-    return Subject(name, training.network, run, size, training.device, training.dtype, engine)
+    known = plain if engine == "graph" else None
+    return Subject(name, training.network, run, size, training.device, training.dtype, engine, known)
 
 
 def profile_module(
@@ -315,12 +322,16 @@ class Recorder:
         self.step_times: list[float] = []  # seconds, without the profiler
         self.recorded_times: list[float] = []  # seconds, with it
         self.works: list[list[Work]] = []
+        self.plain: list[Work] = []  # of the step not captured
         self.events: list[Event] = []
         self.counts, self.outputs = self.count()
         if subject.device.type == "cuda":  # a first step to choose kernels, a first recording to load the profiler
             subject.run()
             self.record()
             self.recorded_times, self.works = [], []
+        if subject.plain is not None:
+            _, events = self.recorded(subject.plain)
+            self.plain = trace.attribute(events, subject.device.type)
 
     def count(self) -> tuple[dict[census.Place, census.Count], dict[str, list[int]]]:
         """Run one step to count what it asks for, and to see the shapes of the layers' outputs; it warms up too."""
@@ -355,18 +366,22 @@ class Recorder:
 
     def record(self) -> None:
         """Run one recorded step and find out whose work it is."""
+        taken, self.events = self.recorded(self.subject.run)
+        self.recorded_times.append(taken)
+        self.works.append(trace.attribute(self.events, self.subject.device.type, self.plain))
+
+    def recorded(self, run: Callable[[], None]) -> tuple[float, list[Event]]:
+        """The seconds that a step takes while it is recorded, and its events."""
         os.environ.setdefault("KINETO_LOG_LEVEL", QUIET_KINETO)
         device = self.subject.device
         use = device.type if device.type == "cuda" else None
         # Not torch.profiler.profile, which imports the compiler (seconds) to do the same.
         with (
             ranges.layers(self.subject.network),
-            torch.autograd.profiler.profile(use_device=use, use_kineto=True) as recorded,
+            torch.autograd.profiler.profile(use_device=use, use_kineto=True) as recording,
         ):
-            taken = seconds_of(self.subject.run, device)
-        self.recorded_times.append(taken)
-        self.events = events_of(recorded)
-        self.works.append(trace.attribute(self.events, device.type))
+            taken = seconds_of(run, device)
+        return taken, events_of(recording)
 
     def profile(self, ceilings: Roofline) -> Profile:
         """All that was measured, on the average."""

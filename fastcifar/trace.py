@@ -10,7 +10,7 @@ last forward operator with that number (operators that make no node carry the nu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ NODE = "autograd::engine::evaluate_function: "
 LOSS = "loss"  # the layer of what the loss causes in the backward pass
 KERNELS = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHES = ("cuda_runtime", "cuda_driver")
+REPLAY = "cudaGraphLaunch"
 ROUNDING = 0.002  # microseconds; what a time of day in microseconds is rounded to, in the file and in a float
 
 
@@ -136,8 +137,12 @@ def cut_out(intervals: list[tuple[float, float]], start: float, end: float) -> N
         intervals.append((high, high))
 
 
-def attribute(events: list[Event], device: str) -> list[Work]:
-    """The work of a recorded step on a device of that type, in the order in which it began."""
+def attribute(events: list[Event], device: str, plain: Sequence[Work] = ()) -> list[Work]:
+    """The work of a recorded step on a device of that type, in the order in which it began.
+
+    A CUDA graph's kernels have one launch in common: kernel i of the replay is kernel i of the same step not captured,
+    whose work `plain` is (what stands before the captured part is not in the graph), if it has the same name.
+    """
     spans = Reader().read(events)
     if device != "cuda":
         ops = [span for span in spans if span.is_op]
@@ -147,10 +152,18 @@ def attribute(events: list[Event], device: str) -> list[Work]:
     kernels = sorted((e for e in events if e.get("cat") in KERNELS and e.get("ph") == "X"), key=lambda e: e["ts"])
     times = split([(e["ts"], e["ts"] + e["dur"]) for e in kernels], range(len(kernels)))
     nobody = Context()
-    return [
+    works = [
         Work(event["name"], launched.get(correlation(event), nobody), times.get(i, 0.0))
         for i, event in enumerate(kernels)
     ]
+    replays = {correlation(span.event) for span in spans if span.event["name"].startswith(REPLAY)}
+    replayed = [i for i, event in enumerate(kernels) if correlation(event) in replays]
+    for i, original in zip(
+        replayed, plain[len(plain) - len(replayed) :] if len(replayed) <= len(plain) else (), strict=False
+    ):
+        same = original.kernel == works[i].kernel
+        works[i] = replace(works[i], context=original.context if same else nobody)
+    return works
 
 
 def correlation(event: Event) -> int | None:

@@ -162,6 +162,39 @@ def test_a_cuda_trace_is_attributed_with_overlap() -> None:
     assert kernels["multi_tensor"].context.parameters == ("conv.weight", "conv.bias")
 
 
+def replayed_step(kernels: list[tuple[str, float]]) -> list[dict[str, Any]]:
+    """A copy of the step's plan, then a graph of these kernels with their durations."""
+    tape = Tape()
+    with tape.range("phase: data"), tape.host("aten::copy_"):
+        tape.launch(1, "copy_plan", 1000, 3)
+    with tape.host("cudaGraphLaunch", "cuda_runtime", correlation=2):
+        pass
+    start = 1010.0
+    for name, duration in kernels:
+        event = {"ph": "X", "cat": "kernel", "name": name, "tid": 7, "pid": 0, "ts": start, "dur": duration}
+        tape.events.append({**event, "args": {"correlation": 2}})
+        start += duration + 1
+    random.Random(1).shuffle(tape.events)
+    return tape.events
+
+
+def test_kernels_of_a_replay_are_those_of_the_step_not_captured() -> None:
+    plain = trace.attribute(cuda_step(), "cuda")[:-1]  # the last one nobody launched
+    names = [work.kernel for work in plain]
+    captured = names[1:]  # the gather of the plan stays outside
+    works = trace.attribute(replayed_step([(name, 2.0) for name in captured]), "cuda", plain)
+    assert [work.kernel for work in works] == ["copy_plan", *captured]
+    assert works[0].context.phase == "data"
+    assert [work.context for work in works[1:]] == [work.context for work in plain[1:]]
+    assert {work.time for work in works[1:]} == {2.0}
+    strange = ["other" if name == "gelu" else name for name in captured]
+    works = trace.attribute(replayed_step([(name, 2.0) for name in strange]), "cuda", plain)
+    unknown = [work.kernel for work in works if work.context == trace.Context()]
+    assert unknown == ["other"], "one with another name is nobody's"
+    more = trace.attribute(replayed_step([(name, 2.0) for name in [*names, "a", "b"]]), "cuda", plain)
+    assert all(work.context == trace.Context() for work in more[1:]), "a graph of more kernels is another step"
+
+
 def test_the_trace_for_a_viewer_says_phase_and_row() -> None:
     events = trace.annotated(cuda_step(), {"network": "network.self"})
     by_name = {event["name"]: event["args"] for event in events}
@@ -559,9 +592,10 @@ def test_out_of_memory_names_a_batch_that_fits(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_nearly_all_kernels_have_an_owner() -> None:
+@pytest.mark.parametrize("which", ["eager", "graph"])
+def test_on_a_gpu_nearly_all_kernels_have_an_owner(which: str) -> None:
     for name in ("air94", "hlb"):
-        chosen = profiler.subject_of(recipe.load(name), data.load("shapes"), torch.device("cuda"))
+        chosen = profiler.subject_of(recipe.load(name), data.load("shapes"), torch.device("cuda"), engine=which)
         document = profiler.profile(chosen, 3).document()
         adds_up(document)
         assert all(layer["kernels"] == round(layer["kernels"]) for layer in document["layers"])
