@@ -187,11 +187,15 @@ def run_all(
 
 
 def run_timed(plan: Plan, name: str, seed: int, warm: set[str], progress: Progress) -> Record:
-    """One training as a line of the results file, with the seconds that passed meanwhile; the first of a recipe on
-    CUDA is rehearsed. `warm` holds the recipes that were, `progress` takes up where the run stands."""
+    """One training as a line of the results file, with the seconds that passed meanwhile. The first of all is
+    rehearsed, on CUDA the first of every recipe.
+
+    `warm` holds the recipes that were, `progress` takes up where the run stands.
+    """
     began = time.monotonic()
-    if name not in warm and plan.device.type == "cuda":
-        trainer.rehearse(plan.recipes[name], plan.images(name), plan.device, plan.engine(name))
+    if not warm or (name not in warm and plan.device.type == "cuda"):
+        with machine.memory_errors(plan.device, plan.recipes[name].training.batch_size):
+            trainer.rehearse(plan.recipes[name], plan.images(name), plan.device, plan.engine(name))
     warm.add(name)
 
     def watch(status: Status) -> None:
@@ -203,16 +207,22 @@ def run_timed(plan: Plan, name: str, seed: int, warm: set[str], progress: Progre
 def run_once(plan: Plan, name: str, seed: int, on_change: Callable[[Status], None]) -> Record:
     """One training as a line of the results file; one that diverges is a line too."""
     chosen = plan.recipes[name]
-    record: Record = {"name": name, "recipe": chosen.name, "seed": seed, "diverged": False}
     with machine.memory_errors(plan.device, chosen.training.batch_size):
         images = plan.images(name)
         training = Training(chosen, images, plan.device, seed)
         try:
             result = trainer.train(training, images, engine=plan.engine(name), on_change=on_change)
         except Diverged:
-            return {**record, "diverged": True, "accuracy": None, "train_s": None, "at": time.time()}
+            return failed(plan, name, seed)
     keys = ("accuracy", "accuracy_no_tta", "train_s", "epochs_s", "eval_s", "peak_memory")
-    return {**record, **{key: getattr(result, key) for key in keys}, "at": time.time()}
+    found = {key: getattr(result, key) for key in keys}
+    return {**failed(plan, name, seed), "diverged": False, **found, "accuracy_on": recipe.judged_on(chosen)}
+
+
+def failed(plan: Plan, name: str, seed: int) -> Record:
+    """The line of a run that came to no end."""
+    line = {"name": name, "recipe": plan.recipes[name].name, "seed": seed}
+    return {**line, "diverged": True, "accuracy": None, "train_s": None, "at": time.time()}
 
 
 def default_path(recipes: Iterable[str]) -> Path:

@@ -16,6 +16,7 @@ from fastcifar import native, recipe
 from fastcifar.errors import FastcifarError, MachineError, UsageError, nearest
 from fastcifar.loader import Plan
 from fastcifar.optim import Optimizer
+from fastcifar.ranges import phase
 from fastcifar.step import Training, step, work
 
 ENGINES = ("eager", "compiled", "graph", "auto")
@@ -115,8 +116,10 @@ class Graphs:
     def step(self) -> None:
         """One update of the weights."""
         training = self.training
-        training.optimizer.begin(training.step)
-        self.take(training.part())
+        with phase("optimizer"):
+            training.optimizer.begin(training.step)
+        with phase("data"):
+            self.take(training.part())
         assert self.part is not None
         kind = training.kind(training.step)
         if kind not in self.graphs:

@@ -184,7 +184,9 @@ def bench(
 def search(
     recipe: Annotated[str, typer.Argument(help="The recipe to beat, or a TOML file.")],
     candidates: Annotated[Path, typer.Argument(help="A TOML file: a table [name] each, with what differs.")],
-    minutes: Annotated[float, typer.Option(min=0.01, help="The time it may take.")] = 30.0,
+    minutes: Annotated[
+        float, typer.Option(min=0.01, max=1e6, help="The time it may take, earlier runs in the file included.")
+    ] = 30.0,
     seed: Annotated[int, typer.Option(min=0, help="The first seed; others are left to confirm with.")] = 1000,
     out: Annotated[Path, typer.Option(help="The results file; a search goes on where its file ends.")] = Path(
         "search.jsonl"
@@ -201,7 +203,7 @@ def search(
 
     Example: fastcifar search hive94 candidates.toml --minutes 20
     """
-    from fastcifar import bench, machine, search_view
+    from fastcifar import bench, machine, ranks, search_view
     from fastcifar import engine as engines
     from fastcifar import recipe as recipe_files
     from fastcifar import run as single
@@ -210,6 +212,8 @@ def search(
 
     screen = Screen(as_json, quiet)
     single.check_seed(seed)
+    if ranks.here().size > 1:
+        raise UsageError("`search` is one process: under torchrun use `fastcifar bench`.")
     chosen = searches.candidates(candidates, recipe_files.load(recipe, settings or ()))
     place = machine.pick_device(device)
     machine.prepare(place, threads)
@@ -227,7 +231,12 @@ def search(
             made = searches.run(asked, out, view.update)
     except KeyboardInterrupt:
         kept = view.progress.runs if view.progress else []
+        if kept:
+            screen.console.print(search_view.report(asked, kept))
         raise Interrupted(f"Interrupted; {len(kept)} runs are kept in {out}: the same command goes on.") from None
-    rungs = asked.rungs(made)
-    found = {"runs": made, "rungs": [dataclasses.asdict(each) for each in rungs], "remark": search_view.remark(rungs)}
-    screen.result(search_view.report(rungs), {**document("search", where), **found})
+    found = {
+        "runs": made,
+        "rungs": [dataclasses.asdict(each) for each in asked.rungs(made)],
+        "remark": search_view.remark(asked, made),
+    }
+    screen.result(search_view.report(asked, made), {**document("search", where), **found})

@@ -19,6 +19,7 @@ import warnings
 from functools import cache
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from fastcifar import data, files
@@ -27,6 +28,7 @@ from fastcifar.errors import FastcifarError, MachineError
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
 DIGEST_SIZE = 32
+MULTIPLE = 8  # channels that the kernels take come in multiples of it
 
 
 class Fused(nn.Module):
@@ -49,9 +51,16 @@ def library(name: str) -> ctypes.CDLL:
             warn_not_kept(error)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         path = folder / f"{name}-{key(source)}.so"
-        if not intact(path):
-            build(source, path)
+        if intact(path):
+            with contextlib.suppress(OSError):  # made with libraries that are not here: a home that machines share
+                return ctypes.CDLL(str(path))
+        build(source, path)
         return ctypes.CDLL(str(path))
+
+
+def new(like: Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory for images (N, C, H, W), channels last, where another tensor is."""
+    return torch.empty(shape, dtype=dtype, device=like.device, memory_format=torch.channels_last)
 
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:

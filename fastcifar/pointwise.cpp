@@ -171,29 +171,33 @@ template <class Work> auto with(int activation, Work work) { return activation ?
 
 }  // namespace
 
+// Each returns 1 where memory does not suffice, else 0.
+
 // y = the activation of x.
-extern "C" void activation(int kind, const float* x, float* y, long count, int threads) {
+extern "C" int activation(int kind, const float* x, float* y, long count, int threads) {
   with(kind, [&](auto act) { activate<decltype(act)>(x, y, count, threads); });
+  return 0;
 }
 
 // dx from dy.
-extern "C" void activation_backward(int kind, const float* x, const float* dy, float* dx, long count, int threads) {
+extern "C" int activation_backward(int kind, const float* x, const float* dy, float* dx, long count, int threads) {
   with(kind, [&](auto act) { activate_backward<decltype(act)>(x, dy, dx, count, threads); });
+  return 0;
 }
 
-// The mean and the variance of each channel of x (pixels, channels). Returns 1 where memory does not suffice.
+// The mean and the variance of each channel of x (pixels, channels).
 extern "C" int statistics(const float* x, float* mean, float* variance, long pixels, int channels, int threads) {
   return !measure(x, mean, variance, pixels, channels, threads);
 }
 
 // y = the activation of x * scale + shift, which are (channels).
-extern "C" void scale_shift(int kind, const float* x, const float* scale, const float* shift, float* y, long pixels,
+extern "C" int scale_shift(int kind, const float* x, const float* scale, const float* shift, float* y, long pixels,
                             int channels, int threads) {
   with(kind, [&](auto act) { transform<decltype(act)>(x, scale, shift, y, pixels, channels, threads); });
+  return 0;
 }
 
 // dx and dbias from dy, where scale and shift come from the statistics of x and the bias: shift = bias - mean * scale.
-// Returns 1 where memory does not suffice.
 extern "C" int normalized_backward(int kind, const float* x, const float* scale, const float* shift, const float* bias,
                                    const float* dy, float* dx, float* dbias, long pixels, int channels, int threads) {
   return !with(kind, [&](auto act) {

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcifar import native
-from fastcifar.native import Fused, pointer
+from fastcifar.native import MULTIPLE, Fused, pointer
 from fastcifar.network import BatchNorm, ConvGroup, Projection
 
 OPERATORS = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-untyped-call]
-LANES = 8  # channels come in multiples of it
 # Activations by the numbers that the kernels know, and their definitions.
 KINDS: dict[type[nn.Module], tuple[int, Callable[[Tensor], Tensor]]] = {nn.GELU: (0, F.gelu), nn.SiLU: (1, F.silu)}
 SCHEMAS = (
@@ -137,7 +136,7 @@ class Normalization(torch.autograd.Function):
 
 def suits(x: Tensor) -> bool:
     """Whether the kernels can do it: images in float32 and channels-last memory on a CPU, with whole vectors."""
-    plain = x.dtype == torch.float32 and x.is_cpu and x.ndim == 4 and x.size(1) % LANES == 0
+    plain = x.dtype == torch.float32 and x.is_cpu and x.ndim == 4 and x.size(1) % MULTIPLE == 0
     return plain and x.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -160,7 +159,8 @@ class NormAct(BatchNorm):
         kind, definition = KINDS[self.act]
         pixels = x.numel() // x.size(1)
         # Fixed statistics have no gradient here, and a single pixel has no statistics.
-        possible = pixels > 1 if self.training else not (torch.is_grad_enabled() and x.requires_grad)
+        differentiable = torch.is_grad_enabled() and (x.requires_grad or self.bias.requires_grad)
+        possible = pixels > 1 if self.training else not differentiable
         if not (possible and suits(x) and self.bias.dtype == torch.float32):
             return definition(super().forward(x))
         y: Tensor
@@ -183,12 +183,18 @@ def install(network: nn.Module) -> None:
     Raises MachineError where the kernels cannot be compiled.
     """
     native.library("pointwise")
-    for group in [module for module in network.modules() if isinstance(module, (ConvGroup, Projection))]:
+    for group in [module for module in network.modules() if type(module) in (ConvGroup, Projection)]:
+        assert isinstance(group, (ConvGroup, Projection))
         for norm, act in group.pairs():
-            if type(norm) is BatchNorm and not norm.ghost and type(act) in KINDS:
+            if type(norm) is BatchNorm and not norm.ghost and exact(act):
                 norm.__class__ = NormAct
                 norm.act = type(act)  # type: ignore[assignment]
                 act.__class__ = Fused
     for module in network.modules():
-        if type(module) is nn.GELU and module.approximate == "none":
+        if type(module) is nn.GELU and exact(module):
             module.__class__ = FastGelu
+
+
+def exact(act: nn.Module) -> bool:
+    """Whether this is an activation that the kernels know, by its definition."""
+    return type(act) in KINDS and getattr(act, "approximate", "none") == "none"

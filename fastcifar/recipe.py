@@ -201,6 +201,11 @@ def change(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     return merge(recipe, changes, f"recipe '{recipe.name}'")
 
 
+def judged_on(recipe: Recipe) -> str:
+    """Which images accuracies are of."""
+    return f"{recipe.data.holdout:,} held-out training images" if recipe.data.holdout else "the test images"
+
+
 def merge(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
     """The recipe with a tree of changes, checked; `where` stands in the error messages."""
     tree = to_dict(recipe)

@@ -37,7 +37,8 @@ extern "C" void render(const uint8_t* images, const int64_t* index, const uint8_
           for (int x = left; x < left + cutout; x++) pixels[y][x] = 0;
       }
       if (!weights) {
-        for (int pixel = 0; pixel < SIDE * SIDE; pixel++) to[pixel * PLANES + plane] = pixels[0][pixel];
+        for (int y = 0; y < SIDE; y++)
+          for (int x = 0; x < SIDE; x++) to[(y * SIDE + x) * PLANES + plane] = pixels[y][x];
         continue;
       }
       for (int y = 0; y < side; y++) {

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fastcifar import loader, native
 from fastcifar.loader import Plan
-from fastcifar.native import pointer
+from fastcifar.native import new, pointer
 from fastcifar.recipe import SIDE
 
 OPERATORS = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -27,7 +27,7 @@ def run(
     images: Tensor, index: Tensor, changes: list[Tensor | None], mean: Tensor, std: Tensor, cutout: int, side: int
 ) -> Tensor:
     """See `loader.render`; `changes` are flip, shift, box, brightness and contrast of a plan."""
-    out = torch.empty((len(index), 3, side, side), memory_format=torch.channels_last)
+    out = new(images, (len(index), 3, side, side))
     kept = [None if each is None else each.contiguous() for each in changes]
     scale, offset = 1 / (255 * std), -mean / std
     weights = None if side == SIDE else shrinking(side)

@@ -87,13 +87,13 @@ def summarize(runs: list[Record], names: list[str], target: float | None, margin
     by_name = {name: sorted((r for r in runs if r["name"] == name), key=lambda r: r["seed"]) for name in names}
     finished = {name: [run for run in lines if run["accuracy"] is not None] for name, lines in by_name.items()}
     summaries = [summary(name, by_name[name], finished[name], target) for name in names]
-    comparisons = []
     first: dict[str, str] = {}  # of each length of runs: a search has several, which stand behind the @ of a name
-    for name in names:
-        reference = first.setdefault(name.partition("@")[2], name)
-        pairs = paired(finished[reference], finished[name])
-        if pairs and name != reference:
-            comparisons.append(compare(reference, name, pairs, margin, len(names) - 1))
+    against = [(first.setdefault(name.partition("@")[2], name), name) for name in names]
+    against = [(reference, name) for reference, name in against if name != reference]
+    comparisons = []
+    for reference, name in against:
+        if pairs := paired(finished[reference], finished[name]):
+            comparisons.append(compare(reference, name, pairs, margin, len(against)))
     return Report(summaries, comparisons, target)
 
 

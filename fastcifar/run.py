@@ -87,6 +87,7 @@ class Run:
             "flops": self.operations.total,
             "tflops_per_s": self.operations.total / result.train_s / 1e12,
             **asdict(result),
+            "accuracy_on": recipe.judged_on(self.recipe),
             "checkpoint": str(self.folder / store.CHECKPOINT),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.text import Text
 from fastcifar.bench import Progress
 from fastcifar.bench_view import points, screen_table, seconds, told_runs
 from fastcifar.console import Screen, View, duration
+from fastcifar.results import Record
 from fastcifar.search import BASE, Rung, Search, Standing
 
 HEADINGS = ["", "runs", "accuracy, %", "train time, s", "of the base's time", "95 %"]
@@ -25,6 +27,8 @@ class SearchView(View):
         self.search = search
         self.progress: Progress | None = None
         self.told: int | None = None
+        self.tables: list[Table] = []
+        self.drawn = -1  # runs that the tables are of
 
     def update(self, progress: Progress) -> None:
         """Keep the latest state; returns at once."""
@@ -34,11 +38,13 @@ class SearchView(View):
         progress = self.progress
         if progress is None:
             return Text("starting")
-        runs = list(progress.runs)
+        runs, status = list(progress.runs), progress.status
+        if len(runs) != self.drawn:  # tables change with a finished run alone
+            self.tables, self.drawn = [rung_table(rung) for rung in self.search.rungs(runs)], len(runs)
         left = self.search.seconds - sum(run["wall_s"] for run in runs)
-        step = f", step {progress.status.steps_done} of {progress.status.total_steps}" if progress.status else ""
+        step = f", step {status.steps_done} of {status.total_steps}" if status else ""
         line = f"{len(runs)} runs; {progress.now}, seed {progress.seed}{step}; {duration(max(0.0, left))} to go"
-        return Group(*map(rung_table, self.search.rungs(runs)), Text(line))
+        return Group(*self.tables, Text(line))
 
     def lines(self) -> Iterable[str]:
         if self.progress is None:
@@ -52,36 +58,44 @@ class SearchView(View):
 def rung_table(rung: Rung) -> Table:
     """A row a candidate, the best first."""
     rows = [cells(each) for each in rung.standings]
-    return screen_table([f"{rung.fraction:g} of the epochs", *HEADINGS[1:]], rows)
+    return screen_table([f"at {rung.fraction:g}", *HEADINGS[1:]], rows)
 
 
 def cells(one: Standing) -> list[str]:
     """One candidate's row."""
     figures = [one.name, f"{one.runs}", points(one.accuracy), seconds(one.train_s)]
     if one.accuracy is None:
-        return [*figures, "diverged", ""]
+        return [*figures, "failed", ""]
     cost = "" if one.cost is None else f"{one.cost:.3f}"
     return [*figures, cost, f"{one.cost_ci95[0]:.3f} … {one.cost_ci95[1]:.3f}" if one.cost_ci95 else ""]
 
 
-def remark(rungs: list[Rung]) -> str:
+def remark(search: Search, runs: list[Record]) -> str:
     """What the search found, in a sentence."""
+    rungs = search.rungs(runs)
     if not rungs:
-        return "The time was too short for one run of every candidate: give more --minutes, or fewer candidates."
-    last, others = rungs[-1], rungs[-1].standings[1:]
-    if not others or others[0].cost is None:
-        return "No candidate can be judged: the base learned nothing from longer runs; give it more epochs."
+        needed = f" (one round of all takes about {duration(search.needed(runs))})" if runs else ""
+        return f"The time was too short for one run of every candidate{needed}: give more --minutes."
+    base, *others = rungs[-1].standings
+    where = "at full length" if rungs[-1].fraction == 1 else f"at {rungs[-1].fraction:g} of the epochs"
+    if base.accuracy is None:
+        return f"{BASE} itself diverged {where}: lower its rates."
+    if others[0].accuracy is None:
+        return f"No candidate came to an end {where}."
     best = others[0]
-    where = "at full length" if last.fraction == 1 else f"at {last.fraction:g} of the epochs"
-    interval = f" ({best.cost_ci95[0]:.3f} to {best.cost_ci95[1]:.3f})" if best.cost_ci95 else ""
-    verdict = f"{best.name} takes {best.cost:.3f}{interval} of the time that {BASE} takes to the same accuracy, {where}"
-    certain = best.cost_ci95 is not None and (best.cost_ci95[1] < 1 or best.cost_ci95[0] > 1)
-    return f"{verdict}; confirm it with other seeds." if certain else f"{verdict}: no difference shown."
+    if best.cost is None:
+        return f"No candidate can be judged {where}: {BASE} learned nothing from longer runs; give it more epochs."
+    low, high = best.cost_ci95 or (0.0, math.inf)
+    interval = f" ({low:.3f} to {high:.3f})" if best.cost_ci95 else ""
+    figure = f"{best.name} takes {best.cost:.3f}{interval} of the time that {BASE} takes to the same accuracy, {where}"
+    if low > 1:
+        return f"No candidate beats {BASE}: the best, {figure}."
+    return f"{figure}; confirm it with other seeds." if high < 1 else f"{figure}: no difference shown."
 
 
-def report(rungs: list[Rung]) -> RenderableType:
+def report(search: Search, runs: list[Record]) -> RenderableType:
     """The whole search for a terminal."""
-    return Group(*map(rung_table, rungs), Text(remark(rungs)))
+    return Group(*map(rung_table, search.rungs(runs)), Text(remark(search, runs)))
 
 
 def introduction(search: Search, device: str, path: Path) -> str:

@@ -141,7 +141,7 @@ def attribute(events: list[Event], device: str, plain: Sequence[Work] = ()) -> l
     """The work of a recorded step on a device of that type, in the order in which it began.
 
     A CUDA graph's kernels have one launch in common: kernel i of the replay is kernel i of the same step not captured,
-    whose work `plain` is (what stands before the captured part is not in the graph), if it has the same name.
+    whose work `plain` is (what stands before the captured part is not in the graph), if all names are the same.
     """
     spans = Reader().read(events)
     if device != "cuda":
@@ -158,11 +158,10 @@ def attribute(events: list[Event], device: str, plain: Sequence[Work] = ()) -> l
     ]
     replays = {correlation(span.event) for span in spans if span.event["name"].startswith(REPLAY)}
     replayed = [i for i, event in enumerate(kernels) if correlation(event) in replays]
-    for i, original in zip(
-        replayed, plain[len(plain) - len(replayed) :] if len(replayed) <= len(plain) else (), strict=False
-    ):
-        same = original.kernel == works[i].kernel
-        works[i] = replace(works[i], context=original.context if same else nobody)
+    originals = plain[max(0, len(plain) - len(replayed)) :]
+    alike = [works[i].kernel for i in replayed] == [work.kernel for work in originals]
+    for i, original in zip(replayed, originals, strict=False):
+        works[i] = replace(works[i], context=original.context if alike else nobody)
     return works
 
 

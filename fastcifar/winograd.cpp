@@ -19,7 +19,7 @@ constexpr int ROWS = 12, COLUMNS = 8;
 #else
 constexpr int ROWS = 6, COLUMNS = 4;
 #endif
-// ROWS x 2 vectors of sums of one product, and COLUMNS x 2 of the other, fill the registers.
+// ROWS x 2 and COLUMNS x 2 vectors of sums: as many as the registers hold, and as hide the time of an addition.
 constexpr int POINTS = 36, TILES = 96;
 
 constexpr int padded(int channels) { return (channels + LANES - 1) / LANES * LANES; }
@@ -27,7 +27,9 @@ constexpr int padded(int channels) { return (channels + LANES - 1) / LANES * LAN
 // How images are cut into tiles, and how many images a thread takes at once. Of an odd line that pooling drops nothing is
 // computed.
 struct Shape {
-  int images, height, width, pooled, down, across, block, rows;
+  int images, height, width;
+  bool pooled;
+  int down, across, block, rows;
 
   Shape(int images, int height, int width, bool pooled, int threads)
       : images(images), height(height), width(width), pooled(pooled) {
@@ -45,7 +47,7 @@ struct Shape {
   size_t outputs() const { return pooled ? (size_t)(height / 2) * (width / 2) : inputs(); }
 };
 
-// The distance from a point's matrix of T x C numbers to the next point's; odd in lines of the cache, or the 36 numbers
+// The distance from a point's matrix of T x C numbers to the next point's; odd in vectors, or the 36 numbers
 // that a tile's transform writes would all fall into the same few of its sets.
 constexpr size_t stride(int T, int C) { return (size_t)T * C + (T * C / LANES % 2 ? 0 : LANES); }
 
@@ -354,10 +356,10 @@ template <class Work> void each_tile(const Shape& shape, int first, int last, Wo
       for (int x = 0; x < shape.across; x++) work(t++, (size_t)image, y, x);
 }
 
-// Zeros in the rows of panels of C channels that no tile fills: what happened to lie there could be numbers so small that
+// Zeros in the rows of panels of C channels that not every block fills: what happened to lie there could be numbers so small that
 // the processor takes a hundred times as long for them.
 void clear_rest(const Shape& shape, float* panels, int C) {
-  const int used = shape.block * shape.tiles();
+  const int last = shape.images % shape.block, used = (last ? last : shape.block) * shape.tiles();
   for (int p = 0; p < POINTS; p++)
     for (int c = 0; c < padded(C); c += LANES)
       std::memset(panels + p * stride(shape.rows, padded(C)) + (size_t)c * shape.rows + (size_t)used * LANES, 0,
@@ -378,10 +380,10 @@ template <class Work> void each_block(const Shape& shape, int threads, Work work
 }  // namespace
 
 // y (n, h, w, out) = x (n, h, w, in) convolved with filters (3, 3, in, out); with `chosen`, not null, y and it are the
-// maxima of 2x2 squares (n, h / 2, w / 2, out) and which of the four they were. Returns 1 where memory does not suffice.
+// maxima of 2x2 squares (n, h / 2, w / 2, out) and which of the four they were. There are images, and with pooling at least 2x2 pixels. Returns 1 where memory does not suffice.
 extern "C" int convolve(const float* x, const float* filters, float* y, uint8_t* chosen, int n, int h, int w, int in,
                         int out, int threads) {
-  const Shape shape(n, h, w, chosen, threads);
+  const Shape shape(n, h, w, chosen != nullptr, threads);
   const int T = shape.rows, I = padded(in), O = padded(out);
   const size_t V_point = stride(T, I), M_point = stride(T, O), U_point = stride(I, O);
   const size_t scratch = POINTS * (V_point + M_point), from = shape.inputs() * in, to = shape.outputs() * out;
@@ -410,7 +412,7 @@ extern "C" int convolve(const float* x, const float* filters, float* y, uint8_t*
 // (3, 3, out, in), and df (3, 3, in, out); either may be null. Returns 1 where memory does not suffice.
 extern "C" int convolve_backward(const float* x, const float* filters, const float* dy, const uint8_t* chosen, float* dx,
                                  float* df, int n, int h, int w, int in, int out, int threads) {
-  const Shape shape(n, h, w, chosen, threads);
+  const Shape shape(n, h, w, chosen != nullptr, threads);
   const int T = shape.rows, I = padded(in), O = padded(out);
   const size_t V_point = stride(T, I), Y_point = stride(T, O), U_point = stride(O, I), D_point = stride(I, O);
   const size_t scratch = POINTS * (V_point + Y_point), weights = POINTS * D_point;

@@ -79,8 +79,17 @@ def test_winograd_is_the_convolution(
 
 
 @pytest.mark.parametrize("side", [(2, 2), (4, 8), (7, 7), (9, 6), (15, 31)])
-@pytest.mark.parametrize("outputs", [8, 16, 40])
-def test_convolution_and_pooling_in_one(side: tuple[int, int], outputs: int) -> None:
+@pytest.mark.parametrize(("outputs", "threads"), [(8, 1), (16, 3), (40, 2)])
+def test_convolution_and_pooling_in_one(side: tuple[int, int], outputs: int, threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        compare_pooled(side, outputs)
+    finally:
+        torch.set_num_threads(before)
+
+
+def compare_pooled(side: tuple[int, int], outputs: int) -> None:
     generator = torch.Generator().manual_seed(outputs)
     x = torch.randn(5, 24, *side, generator=generator).to(memory_format=torch.channels_last)
     weight = torch.randn(outputs, 24, 3, 3, generator=generator).to(memory_format=torch.channels_last)
@@ -177,6 +186,40 @@ def test_the_layer_takes_whatever_a_convolution_takes() -> None:
     for given in (x, x.to(memory_format=torch.channels_last), x[::2], x.transpose(2, 3), x[:, :, 1:, ::2]):
         torch.testing.assert_close(fast(given), layer(given), atol=1e-5, rtol=1e-4)
     assert torch.equal(fast.double()(x.double()), layer.double()(x.double()))
+
+
+def test_what_the_kernels_cannot_do_is_pytorchs() -> None:
+    """Nothing, single lines, other channels: what PyTorch answers, or its error."""
+    group = ConvGroup(8, 8, 1, NetworkRecipe(widths=(8,), convs=(1,)))
+    fast = copy.deepcopy(group)
+    winograd.install(fast)
+    pointwise.install(fast)
+    assert fast.conv1.pooled  # type: ignore[union-attr]
+    for each in (group.eval(), fast.eval()):
+        assert each(torch.zeros(0, 8, 6, 6)).shape == (0, 8, 3, 3)
+        for wrong in (torch.zeros(2, 8, 1, 4), torch.zeros(2, 16, 4, 4)):
+            with pytest.raises(RuntimeError):
+                each(wrong)
+    fast.requires_grad_(False)
+    fast.norm1.bias.requires_grad_(True)  # type: ignore[union-attr]
+    fast(torch.randn(2, 8, 4, 4)).sum().backward()
+    assert fast.norm1.bias.grad is not None  # type: ignore[union-attr]
+
+
+def test_code_of_ones_own_is_left_as_it_is() -> None:
+    class Mine(ConvGroup):
+        """Might do anything with its layers."""
+
+    recipe_of = NetworkRecipe(widths=(8,), convs=(1,))
+    mine, average, tanh = Mine(8, 8, 1, recipe_of), ConvGroup(8, 8, 1, recipe_of), ConvGroup(8, 8, 1, recipe_of)
+    average.pool = nn.AvgPool2d(2)  # type: ignore[assignment]
+    tanh.act1 = nn.GELU("tanh")
+    for group in (mine, average, tanh):
+        winograd.install(group)
+        pointwise.install(group)
+    assert type(mine.pool) is nn.MaxPool2d and type(mine.norm1) is BatchNorm
+    assert type(average.pool) is nn.AvgPool2d and not average.conv1.pooled  # type: ignore[union-attr]
+    assert type(tanh.act1) is nn.GELU and type(tanh.norm1) is BatchNorm
 
 
 def test_only_what_the_kernels_can_do_is_replaced() -> None:

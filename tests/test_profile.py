@@ -189,8 +189,7 @@ def test_kernels_of_a_replay_are_those_of_the_step_not_captured() -> None:
     assert {work.time for work in works[1:]} == {2.0}
     strange = ["other" if name == "gelu" else name for name in captured]
     works = trace.attribute(replayed_step([(name, 2.0) for name in strange]), "cuda", plain)
-    unknown = [work.kernel for work in works if work.context == trace.Context()]
-    assert unknown == ["other"], "one with another name is nobody's"
+    assert all(work.context == trace.Context() for work in works[1:]), "with another kernel it is another step"
     more = trace.attribute(replayed_step([(name, 2.0) for name in [*names, "a", "b"]]), "cuda", plain)
     assert all(work.context == trace.Context() for work in more[1:]), "a graph of more kernels is another step"
 
