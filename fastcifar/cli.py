@@ -6,7 +6,6 @@ Torch is imported inside commands only.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 import traceback
@@ -74,6 +73,8 @@ def main() -> None:
     if message:
         # Torchrun starts ranks anew where one died: standard output is for the one that comes to the end.
         if "--json" in sys.argv[1:] and sys.stdout is not None and "TORCHELASTIC_RUN_ID" not in os.environ:
+            import json
+
             print(json.dumps({"error": message, "exit_code": code}), flush=True)
         else:
             print(message if code == errors.INTERRUPTED else f"Error: {message}", file=sys.stderr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -89,6 +88,8 @@ def profile(
         screen.result(views.comparison_report(first, second, found, *shared, top), {**common, **sides})
         return
     if trace is not None:
+        import json
+
         files.write_text(trace, json.dumps({"traceEvents": first.events}))
     if svg is not None:
         files.write_text(svg, picture.icicle(first, where))

@@ -1,6 +1,6 @@
 """The cost of one step, layer by layer: the trainer's own step, recorded, counted and taken apart.
 
-`subject_of` makes a recipe's step a subject, `profile_module` brings any network, loss and optimizer. A subject's step
+`subjects` makes a recipe's step a subject, `profile_module` brings any network, loss and optimizer. A subject's step
 runs once to be counted, then by turns as it is, for its time, and recorded, for its parts.
 """
 
@@ -15,7 +15,7 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,48 +23,17 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar import census, ranges, roofline, stats, trace
-from fastcifar import engine as engines
+from fastcifar.breakdown import Breakdown, Item, Rows, grouped
 from fastcifar.clock import seconds_of
-from fastcifar.data import Dataset
 from fastcifar.machine import out_of_memory
 from fastcifar.ranges import PHASES, ROOT, phase
-from fastcifar.recipe import Recipe
 from fastcifar.roofline import Roofline
-from fastcifar.step import Training
-from fastcifar.step import step as plain_step
-from fastcifar.trace import LOSS, Event, Work
+from fastcifar.subjects import Subject
+from fastcifar.trace import Event, Work
 
-WHITENING_IMAGES = 500  # no time depends on how well the filters whiten
-CPU_BATCH = 128  # images a step on a CPU, where nothing else is asked: the parts keep their proportions
 STEPS = {"cuda": 10}  # recorded steps; elsewhere 5
 TIMED_TOGETHER = {"cuda": 5}  # steps in a row that are timed as one, so that the host runs ahead; elsewhere 1
 QUIET_KINETO = "99"  # the level of its log above all that PyTorch's recorder says
-
-
-@dataclass
-class Subject:
-    """A step that can be run again and again, and the network in it."""
-
-    name: str
-    network: nn.Module
-    run: Callable[[], None]
-    batch: int
-    device: torch.device
-    dtype: torch.dtype
-    engine: str = "eager"
-    plain: Callable[[], None] | None = None  # the same step not captured, where `run` replays a graph
-
-
-@dataclass(frozen=True)
-class Item:
-    """A kernel's time in one phase and layer of a mean step; `phase` is None where it is not known whose work it is."""
-
-    phase: str | None
-    layer: str | None
-    op: str
-    kernel: str
-    ms: float
-    launches: float
 
 
 @dataclass(frozen=True)
@@ -133,17 +102,6 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Grouped:
-    """All items of one kernel or operator: its time, its launches, and the layers it serves, largest first."""
-
-    name: str
-    ms: float
-    kernels: float
-    phases: list[str]
-    layers: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Difference:
     """One layer in two profiles, in milliseconds a step; None where it is in one of them alone."""
 
@@ -165,72 +123,6 @@ class Comparison:
 
 
 # --------------------------------------------------------------------------------------------------------- subjects
-
-
-def with_batch(recipe: Recipe, batch: int | None, device: torch.device) -> Recipe:
-    """The recipe with that many images a step, or with what suits the device."""
-    default = recipe.training.batch_size if device.type == "cuda" else min(CPU_BATCH, recipe.training.batch_size)
-    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, batch_size=batch or default))
-
-
-def subject_of(
-    recipe: Recipe,
-    dataset: Dataset,
-    device: torch.device,
-    weights: dict[str, Tensor] | None = None,
-    engine: str = "eager",
-) -> Subject:
-    """The trainer's step on a recipe, always the same kind: the second of the run, with all that is trained then."""
-    training = training_of(recipe, dataset, device, weights)
-    return subject_at(min(1, training.total_steps - 1), training, engines.start(engine, training), engine)
-
-
-def run_of(
-    recipe: Recipe,
-    dataset: Dataset,
-    device: torch.device,
-    weights: dict[str, Tensor] | None = None,
-    engine: str = "eager",
-) -> list[tuple[Subject, float]]:
-    """A step of every kind that a run has, each with its share of the run's steps."""
-    training = training_of(recipe, dataset, device, weights)
-    kinds: dict[Any, list[int]] = defaultdict(list)
-    for number in range(training.total_steps):
-        kinds[training.kind(number)].append(number)
-    step = engines.start(engine, training)
-    # Not the first step of an epoch, which draws the epoch's random numbers too.
-    chosen = [min(found, key=lambda number: number % training.steps_per_epoch == 0) for found in kinds.values()]
-    shares = [len(found) / training.total_steps for found in kinds.values()]
-    return [(subject_at(at, training, step, engine), share) for at, share in zip(chosen, shares, strict=True)]
-
-
-def training_of(recipe: Recipe, dataset: Dataset, device: torch.device, weights: dict[str, Tensor] | None) -> Training:
-    """A training to take steps of; its whitening is set from few images."""
-    few = dataclasses.replace(recipe.network.whiten, images=WHITENING_IMAGES)
-    recipe = dataclasses.replace(recipe, network=dataclasses.replace(recipe.network, whiten=few))
-    training = Training(recipe, dataset, device, seed=0)
-    if weights is None:
-        training.whiten()
-    else:
-        training.network.load_state_dict(weights)
-    training.network.train()
-    return training
-
-
-def subject_at(at: int, training: Training, step: Callable[[], None], engine: str) -> Subject:
-    """Step `at` of a training, again and again."""
-
-    def run() -> None:
-        training.step = at
-        step()
-
-    def plain() -> None:
-        training.step = at
-        plain_step(training)
-
-    name, size = training.recipe.name, training.batch_size
-    known = plain if engine == "graph" else None
-    return Subject(name, training.network, run, size, training.device, training.dtype, engine, known)
 
 
 def profile_module(
@@ -489,106 +381,6 @@ def spread(values: list[float]) -> float:
 
 
 # -------------------------------------------------------------------------------------------------------- the tables
-
-
-class Rows:
-    """The rows of the table of layers: every module without children, and of the others what they do themselves."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.names: dict[str, str] = {LOSS: LOSS}  # module: row
-        self.kinds: dict[str, str] = {}
-        self.parameters: dict[str, int] = defaultdict(int)  # how many numbers, trained or not
-        self.updated: dict[str, tuple[str, int]] = {}  # trained parameter: its row, how many numbers
-        for name, module in network.named_modules():
-            row = (name or ROOT) + (".self" if next(module.children(), None) is not None else "")
-            self.names[name or ROOT] = row
-            self.kinds[row] = type(module).__name__
-        for name, parameter in network.named_parameters():
-            row = self.names[name.rpartition(".")[0] or ROOT]
-            self.parameters[row] += parameter.numel()
-            if parameter.requires_grad:
-                self.updated[name] = (row, parameter.numel())
-        self.kinds[LOSS] = "loss"
-
-    def shares(self, parameters: tuple[str, ...]) -> dict[str, float]:
-        """How an update of these parameters (all, where none is named) is shared among the rows: by size."""
-        sizes: dict[str, int] = defaultdict(int)
-        for row, count in [self.updated[name] for name in parameters or self.updated if name in self.updated]:
-            sizes[row] += count
-        whole = sum(sizes.values())
-        return {row: size / whole for row, size in sizes.items()} if whole else {}
-
-
-@dataclass
-class Breakdown:
-    """The work of all recorded steps, by phase, row, operator and kernel."""
-
-    rows: Rows
-    works: list[list[Work]]
-    items: list[Item] = field(default_factory=list)
-    shared: set[str] = field(default_factory=set)  # rows whose update shares a kernel with others
-
-    def __post_init__(self) -> None:
-        sums: dict[tuple[str | None, str | None, str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
-        self.by_row: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(self.works))  # ms in each step
-        for i, works in enumerate(self.works):
-            for work in works:
-                for phase_name, row, part in self.owners(work):
-                    entry = sums[phase_name, row, work.context.op or work.kernel, work.kernel]
-                    entry[0] += part * work.time / 1000 / len(self.works)
-                    entry[1] += part * work.count / len(self.works)
-                    if row is not None:
-                        self.by_row[row][i] += part * work.time / 1000 if phase_name != "loss" else 0.0
-        self.items = [Item(*key, ms=ms, launches=launches) for key, (ms, launches) in sums.items()]
-
-    def owners(self, work: Work) -> list[tuple[str | None, str | None, float]]:
-        """The phase, row and share of each owner of a piece of work; all None where nobody is known."""
-        context = work.context
-        if context.phase == "optimizer":
-            shares = self.rows.shares(context.parameters)
-            if len(shares) > 1:
-                self.shared.update(shares)
-            return [("optimizer", row, part) for row, part in shares.items()] or [("optimizer", None, 1.0)]
-        row = self.rows.names.get(context.layer or "")
-        if context.phase in ("forward", "backward") and row is None:
-            return [(None, None, 1.0)]
-        return [(context.phase, row, 1.0)]
-
-    def names(self) -> list[str]:
-        """The rows in the network's order; a container's own only where it works itself."""
-        return [
-            name
-            for name in self.rows.kinds
-            if not name.endswith(".self") or name in self.by_row or self.rows.parameters[name]
-        ]
-
-    def ms(self, name: str, phase_name: str) -> float:
-        return sum(item.ms for item in self.items if item.layer == name and item.phase == phase_name)
-
-    def launches(self, name: str) -> int:
-        """Kernels of a row in forward and backward."""
-        passes = [item for item in self.items if item.layer == name and item.phase in ("forward", "backward")]
-        return round(sum(item.launches for item in passes))
-
-    def totals(self, name: str) -> list[float]:
-        """Milliseconds of a row in each recorded step."""
-        return self.by_row.get(name, [0.0] * len(self.works))
-
-
-def grouped(items: list[Item], by: str) -> list[Grouped]:
-    """The items summed by `kernel` or `op`, largest first."""
-    groups: dict[str, list[Item]] = defaultdict(list)
-    for item in items:
-        groups[getattr(item, by)].append(item)
-    found = []
-    for name, members in groups.items():
-        layers: dict[str, float] = defaultdict(float)
-        for item in members:
-            layers[item.layer or item.phase or "unattributed"] += item.ms
-        ordered = dict(sorted(layers.items(), key=lambda pair: -pair[1]))
-        phases = [each for each in PHASES if any(item.phase == each for item in members)]
-        found.append(Grouped(name, sum(i.ms for i in members), sum(i.launches for i in members), phases, ordered))
-    return sorted(found, key=lambda group: -group.ms)
 
 
 def comparison(a: Profile, b: Profile) -> Comparison:

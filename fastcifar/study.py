@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from fastcifar import data, engine, profiler, recipe, store
+from fastcifar import data, engine, profiler, recipe, store, subjects
 from fastcifar.errors import MachineError, UsageError
 from fastcifar.machine import out_of_memory, peak_memory
-from fastcifar.profiler import Profile, Subject
+from fastcifar.profiler import Profile
 from fastcifar.recipe import Recipe
+from fastcifar.subjects import Subject
 
 
 class Study:
@@ -47,7 +48,7 @@ class Study:
                 recipes = [recipe.load(name, bound["a"]), recipe.load(versus, bound["b"])]
             self.dataset = images(dataset, "cifar10")
         self.asked = recipes
-        self.recipes = [profiler.with_batch(each, batch, device) for each in recipes]
+        self.recipes = [subjects.with_batch(each, batch, device) for each in recipes]
         chosen = engine.bind(engines, ("a", "b")[: len(recipes)], "eager")
         self.engines = [engine.choose(each, device)[0] for each in chosen.values()]
 
@@ -62,7 +63,7 @@ class Study:
         return f"Profiling {names} on {self.dataset.name}: {' and '.join(map(str, batches))} images a step{less}"
 
     def subject(self, which: Recipe, engine: str) -> Subject:
-        return profiler.subject_of(which, self.dataset, self.device, self.weights, engine)
+        return subjects.subject_of(which, self.dataset, self.device, self.weights, engine)
 
     def measure(self, steps: int | None, whole_run: bool = False) -> list[Profile]:
         """The profiles, of a run's second step or of the mean of all its steps.
@@ -73,7 +74,7 @@ class Study:
         try:
             if not whole_run:
                 return profiler.measure([self.subject(*each) for each in sides], steps)
-            runs = [profiler.run_of(which, self.dataset, self.device, self.weights, engine) for which, engine in sides]
+            runs = [subjects.run_of(which, self.dataset, self.device, self.weights, engine) for which, engine in sides]
             return profiler.measure_runs(runs, steps)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -82,7 +83,7 @@ class Study:
         peak = peak_memory(self.device) / 2**30
         largest, engine = max(sides, key=lambda side: side[0].training.batch_size)
         fits = profiler.fitting_batch(
-            lambda batch: self.subject(profiler.with_batch(largest, batch, self.device), engine),
+            lambda batch: self.subject(subjects.with_batch(largest, batch, self.device), engine),
             largest.training.batch_size,
         )
         raise MachineError(

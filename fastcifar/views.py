@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fastcifar import profiler
+from fastcifar import breakdown
 from fastcifar.console import facts
 from fastcifar.errors import UsageError, nearest
 from fastcifar.profiler import Comparison, Difference, Layer, Profile
@@ -196,7 +196,7 @@ def layer_table(profile: Profile, width: int, sort: str = "network", depth: int 
 def grouped_table(profile: Profile, by: str, width: int, top: int = 0) -> Table:
     """The kernels or operators by their time, and the layers that they serve."""
     whole = profile.kernel_ms + profile.idle_ms
-    groups = profiler.grouped(profile.items, by)
+    groups = breakdown.grouped(profile.items, by)
     shown, rest = groups[: top or 20], groups[top or 20 :]
     columns = [
         Column(by, 0, [shortened(group.name, max(16, width // 3)) for group in shown], "left"),

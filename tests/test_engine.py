@@ -19,7 +19,7 @@ from conftest import Cli, few_shapes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcifar import data, engine, native, pointwise, profiler, recipe, winograd
+from fastcifar import data, engine, native, pointwise, profiler, recipe, subjects, winograd
 from fastcifar.data import Dataset
 from fastcifar.errors import MachineError, UsageError
 from fastcifar.network import BatchNorm, ConvGroup
@@ -265,7 +265,7 @@ def test_the_compiled_engine_is_seen_by_profile() -> None:
     found = recipe.load("air94", ["training.batch_size=8"])
     images = data.load("shapes")
     plain, fast = (
-        profiler.profile(profiler.subject_of(found, images, CPU, engine=which), 2) for which in ("eager", "compiled")
+        profiler.profile(subjects.subject_of(found, images, CPU, engine=which), 2) for which in ("eager", "compiled")
     )
     assert (plain.engine, fast.engine) == ("eager", "compiled")
     kinds = {layer.name: layer.kind for layer in fast.layers}

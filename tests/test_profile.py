@@ -22,16 +22,16 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastcifar
-from fastcifar import census, data, profiler, ranges, recipe, trace, views
+from fastcifar import breakdown, census, data, profiler, ranges, recipe, subjects, trace, views
 from fastcifar.ranges import PHASES
 
 CPU = torch.device("cpu")
 PROFILE = ["profile", "tiny", "--dataset", "shapes", "--batch", "8", "--steps", "2", "--threads", "1"]
 
 
-def subject(name: str, *overrides: str) -> profiler.Subject:
+def subject(name: str, *overrides: str) -> subjects.Subject:
     small = ["network.widths=[8, 16, 16]", "training.batch_size=8", *overrides]
-    return profiler.subject_of(recipe.load(name, small), data.load("shapes"), CPU)
+    return subjects.subject_of(recipe.load(name, small), data.load("shapes"), CPU)
 
 
 def measured(network: nn.Module, *, image: tuple[int, ...] = (3, 8, 8), batch: int = 4, steps: int = 2) -> Any:
@@ -271,7 +271,7 @@ def test_flops_are_the_flop_counters_for_every_layer(name: str) -> None:
     assert sum(layer.flops for layer in found.layers) + updates == counter.get_total_flops()
 
 
-def chosen_counts(chosen: profiler.Subject) -> Any:
+def chosen_counts(chosen: subjects.Subject) -> Any:
     counting = census.Census()
     with ranges.layers(chosen.network), counting:
         chosen.run()
@@ -292,7 +292,7 @@ def test_a_step_that_was_recorded_is_the_step_that_trains() -> None:
 
 
 def test_the_update_is_shared_by_size_among_the_layers_it_serves() -> None:
-    rows = profiler.Rows(subject("air94").network)
+    rows = breakdown.Rows(subject("air94").network)
     sizes = rows.parameters
     shares = rows.shares(("group1.conv2.weight", "group2.conv2.weight"))
     assert shares["group1.conv2"] / shares["group2.conv2"] == sizes["group1.conv2"] / sizes["group2.conv2"]
@@ -576,7 +576,7 @@ def test_what_cannot_be_is_said(call: Call, arguments: list[str], code: int, wor
 def test_out_of_memory_names_a_batch_that_fits(tmp_path: Path) -> None:
     """With a real limit on the memory of a real process."""
     limited = (
-        "import resource, sys; from fastcifar import cli; import torch; from fastcifar import profiler, data;"
+        "import resource, sys; from fastcifar import cli; import torch; from fastcifar import profiler, subjects, data;"
         "used = int(open('/proc/self/statm').read().split()[0]) * 4096;"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2 * 2**30,) * 2);"
         "sys.argv = ['fastcifar', *sys.argv[1:]]; cli.main()"
@@ -594,7 +594,7 @@ def test_out_of_memory_names_a_batch_that_fits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("which", ["eager", "graph"])
 def test_on_a_gpu_nearly_all_kernels_have_an_owner(which: str) -> None:
     for name in ("air94", "hlb"):
-        chosen = profiler.subject_of(recipe.load(name), data.load("shapes"), torch.device("cuda"), engine=which)
+        chosen = subjects.subject_of(recipe.load(name), data.load("shapes"), torch.device("cuda"), engine=which)
         document = profiler.profile(chosen, 3).document()
         adds_up(document)
         assert all(layer["kernels"] == round(layer["kernels"]) for layer in document["layers"])
@@ -604,7 +604,7 @@ def test_a_whole_run_is_the_mean_of_its_kinds_of_step() -> None:
     sets = ["training.batch_size=8", "training.epochs=2", "data.resolution=[[0, 16], [0.25, 16], [0.25, 32]]"]
     found = recipe.load("tiny", sets)
     images = few_shapes(64, 8)
-    kinds = profiler.run_of(found, images, torch.device("cpu"))
+    kinds = subjects.run_of(found, images, torch.device("cpu"))
     shares = [share for _, share in kinds]
     assert sum(shares) == pytest.approx(1) and len(kinds) == 3  # small; large; large without the whitening's bias
     assert sorted(shares) == [0.125, 0.25, 0.625]
