@@ -39,12 +39,12 @@ def test_a_run_costs_the_published_operations(name: str, published: float) -> No
 
 
 def test_smaller_images_count_for_the_steps_that_see_them() -> None:
+    frozen = "optimizer.whiten_bias.schedule=[[0, 0]]"  # else the first steps, which train it, cost more than the last
     whole, half, small = (
-        operations.count(recipe.load("tiny", [f"data.resolution={points}"])).training
+        operations.count(recipe.load("tiny", [frozen, f"data.resolution={points}"])).training
         for points in ("[[0, 32]]", "[[0, 20], [0.5, 20], [0.5, 32]]", "[[0, 20]]")
     )
-    # The whitening bias is trained in the first three eighths only: its gradient is what the halves differ by.
-    assert small < half < whole and half == pytest.approx((whole + small) / 2, rel=0.02)
+    assert small < whole and half == (whole + small) / 2
 
 
 @pytest.mark.parametrize(("name", "side"), [*((name, 32) for name in ALL), ("quick90", 20)])
