@@ -13,22 +13,38 @@ from rich.text import Text
 from fastcifar.bench import Plan, Progress
 from fastcifar.console import Screen, View, duration
 from fastcifar.report import POINT, Report, Summary
-from fastcifar.results import Record
 from fastcifar.stats import Estimate
 
 
-class BenchView(View):
-    """Runs done, accuracy and time of each recipe, and the time to go."""
+class RunsView(View):
+    """A line a finished run, where the output is no terminal."""
 
-    def __init__(self, screen: Screen, plan: Plan) -> None:
+    def __init__(self, screen: Screen) -> None:
         super().__init__(screen)
-        self.plan = plan
         self.progress: Progress | None = None
         self.told: int | None = None
 
     def update(self, progress: Progress) -> None:
         """Keep the latest state; returns at once."""
         self.progress = progress
+
+    def lines(self) -> Iterable[str]:
+        if self.progress is None:
+            return
+        runs = list(self.progress.runs)
+        self.told = self.progress.before if self.told is None else self.told
+        for run in runs[self.told :]:
+            what = "diverged" if run["diverged"] else f"{100 * run['accuracy']:.2f} % in {duration(run['train_s'])}"
+            yield f"{run['name']}, seed {run['seed']}: {what}"
+        self.told = len(runs)
+
+
+class BenchView(RunsView):
+    """Runs done, accuracy and time of each recipe, and the time to go."""
+
+    def __init__(self, screen: Screen, plan: Plan) -> None:
+        super().__init__(screen)
+        self.plan = plan
 
     def draw(self) -> RenderableType:
         progress = self.progress
@@ -44,21 +60,6 @@ class BenchView(View):
         to_go = f"; {duration(left)} to go" if left else ""
         now = f"; {progress.now}, seed {progress.seed}{step}" if done < progress.total else ""
         return Text(f"{done} of {progress.total} runs{now}{to_go}")
-
-    def lines(self) -> Iterable[str]:
-        if self.progress is None:
-            return
-        runs = list(self.progress.runs)
-        self.told = self.progress.before if self.told is None else self.told
-        yield from told_runs(runs[self.told :])
-        self.told = len(runs)
-
-
-def told_runs(runs: list[Record]) -> Iterable[str]:
-    """A line a finished run."""
-    for run in runs:
-        what = "diverged" if run["diverged"] else f"{100 * run['accuracy']:.2f} % in {duration(run['train_s'])}"
-        yield f"{run['name']}, seed {run['seed']}: {what}"
 
 
 def points(estimate: Estimate | None) -> str:

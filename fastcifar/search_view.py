@@ -3,36 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fastcifar.bench import Progress
-from fastcifar.bench_view import points, screen_table, seconds, told_runs
-from fastcifar.console import Screen, View, duration
+from fastcifar.bench_view import RunsView, points, screen_table, seconds
+from fastcifar.console import Screen, duration
 from fastcifar.results import Record
 from fastcifar.search import BASE, Rung, Search, Standing
 
 HEADINGS = ["", "runs", "accuracy, %", "train time, s", "of the base's time", "95 %"]
 
 
-class SearchView(View):
+class SearchView(RunsView):
     """The rungs so far, what runs now, and how much of the time is left."""
 
     def __init__(self, screen: Screen, search: Search) -> None:
         super().__init__(screen)
         self.search = search
-        self.progress: Progress | None = None
-        self.told: int | None = None
         self.tables: list[Table] = []
         self.drawn = -1  # runs that the tables are of
-
-    def update(self, progress: Progress) -> None:
-        """Keep the latest state; returns at once."""
-        self.progress = progress
 
     def draw(self) -> RenderableType:
         progress = self.progress
@@ -45,14 +37,6 @@ class SearchView(View):
         step = f", step {status.steps_done} of {status.total_steps}" if status else ""
         line = f"{len(runs)} runs; {progress.now}, seed {progress.seed}{step}; {duration(max(0.0, left))} to go"
         return Group(*self.tables, Text(line))
-
-    def lines(self) -> Iterable[str]:
-        if self.progress is None:
-            return
-        runs = list(self.progress.runs)
-        self.told = self.progress.before if self.told is None else self.told
-        yield from told_runs(runs[self.told :])
-        self.told = len(runs)
 
 
 def rung_table(rung: Rung) -> Table:
