@@ -163,14 +163,8 @@ def profile(subject: Subject, steps: int | None = None) -> Profile:
     return measure([subject], steps)[0]
 
 
-def compare(a: Subject, b: Subject, steps: int | None = None) -> tuple[Profile, Profile, Comparison]:
-    """Measure two subjects by turns (A B, B A, …), so that drift of the machine hits both alike."""
-    first, second = measure([a, b], steps)
-    return first, second, comparison(first, second)
-
-
 def measure(subjects: list[Subject], steps: int | None = None) -> list[Profile]:
-    """The profiles of subjects measured by turns."""
+    """The profiles of subjects measured by turns (A B, B A, …), so that drift of the machine hits all alike."""
     return measure_runs([[(subject, 1.0)] for subject in subjects], steps)
 
 

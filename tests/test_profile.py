@@ -431,7 +431,8 @@ def test_recomputed_layers_keep_their_work() -> None:
 
 
 def test_two_recipes_by_turns() -> None:
-    a, b, found = profiler.compare(subject("hlb"), subject("hlb-nose"), 3)
+    a, b = profiler.measure([subject("hlb"), subject("hlb-nose")], 3)
+    found = profiler.comparison(a, b)
     assert a.steps == b.steps == 3
     by_name = {item.name: item for item in found.layers}
     gone = by_name["group1.squeeze_excite.self"]
