@@ -183,7 +183,8 @@ class Search:
 
     def needed(self, runs: list[Record]) -> float:
         """Seconds that one round of the first rung takes, judged by the runs there are."""
-        return mean_wall(index(runs), list(index(runs))) * lengths(self.round(0, self.names, 0))
+        made = index(runs)
+        return mean_wall(made, list(made)) * lengths(self.round(0, self.names, 0))
 
 
 def index(runs: list[Record]) -> dict[Task, Record]:

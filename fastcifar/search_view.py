@@ -14,7 +14,7 @@ from fastcifar.console import Screen, duration
 from fastcifar.results import Record
 from fastcifar.search import BASE, Rung, Search, Standing
 
-HEADINGS = ["", "runs", "accuracy, %", "train time, s", "of the base's time", "95 %"]
+HEADINGS = ["runs", "accuracy, %", "train time, s", "of the base's time", "95 %"]
 
 
 class SearchView(RunsView):
@@ -42,7 +42,7 @@ class SearchView(RunsView):
 def rung_table(rung: Rung) -> Table:
     """A row a candidate, the best first."""
     rows = [cells(each) for each in rung.standings]
-    return screen_table([f"at {rung.fraction:g}", *HEADINGS[1:]], rows)
+    return screen_table([f"at {rung.fraction:g}", *HEADINGS], rows)
 
 
 def cells(one: Standing) -> list[str]:
