@@ -1,5 +1,5 @@
 """`python -m fastcifar`."""
 
-from fastcifar.cli import main
+from fastcifar.cli.app import main
 
 main()

@@ -23,9 +23,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcifar import cli as command_line
-from fastcifar import data, importing
-from fastcifar.data import Dataset, Split
+from fastcifar.cli import app as command_line
+from fastcifar.data import cifar as importing
+from fastcifar.data import store as data
+from fastcifar.data.dataset import Dataset, Split
 
 SHARED = Path(os.environ.get("FASTCIFAR_SHARED", Path(__file__).resolve().parents[2] / "shared" / "cifar10"))
 

@@ -18,7 +18,11 @@ import pytest
 import torch
 from conftest import Call, Cli
 
-from fastcifar import bench, bench_view, data, picture, report, results
+from fastcifar.bench import plan as bench
+from fastcifar.bench import report, results
+from fastcifar.cli.display import bench as bench_view
+from fastcifar.cli.display import svg as picture
+from fastcifar.data import store as data
 from fastcifar.errors import DataError, UsageError
 
 QUICK = ["--set", "network.widths=[4, 4, 4]", "--set", "training.epochs=0.05", "--set", "evaluation.views=none"]

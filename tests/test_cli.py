@@ -16,7 +16,7 @@ import torch
 from conftest import Call, Cli, make_folder
 from PIL import Image
 
-from fastcifar import recipe
+from fastcifar.recipes import parse as recipe
 
 QUICK = ["--set", "network.widths=[8, 8, 8]", "--set", "training.epochs=0.1", "--set", "evaluation.views=none"]
 TINY = ["train", "tiny", "--dataset", "shapes", *QUICK]
@@ -45,7 +45,7 @@ def test_help_and_version(cli: Cli) -> None:
 
 
 def test_help_does_not_wait_for_torch(cli: Cli) -> None:
-    code = "import sys, fastcifar.cli; sys.exit(any(m in sys.modules for m in ('torch', 'rich', 'numpy', 'PIL')))"
+    code = "import sys, fastcifar.cli.app; sys.exit(any(m in sys.modules for m in ('torch', 'rich', 'numpy', 'PIL')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -173,7 +173,7 @@ def test_cuda_where_there_is_none(call: Call) -> None:
 def test_no_network_fails_within_seconds_and_falls_back_to_nothing(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 
-    from fastcifar import importing
+    from fastcifar.data import cifar as importing
 
     facts = dataclasses.replace(importing.published_facts("cifar10"), url="http://127.0.0.1:9/cifar.tar.gz")
     monkeypatch.setattr(importing, "published_facts", lambda name: facts)

@@ -18,7 +18,10 @@ import torch
 from conftest import Official, make_folder, tar_of
 from PIL import Image
 
-from fastcifar import data, importing, shapes
+from fastcifar.data import cifar as importing
+from fastcifar.data import dataset as datasets
+from fastcifar.data import shapes
+from fastcifar.data import store as data
 from fastcifar.errors import DataError, UsageError
 
 NO_PERMISSIONS = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do everything")
@@ -81,7 +84,7 @@ def test_archive_and_folder_give_the_same_tensors(
 
 def test_statistics_are_those_of_all_pixels() -> None:
     images = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8)
-    mean, std = data.statistics(images)
+    mean, std = datasets.statistics(images)
     plain = images.double() / 255
     assert mean == pytest.approx(plain.mean((0, 2, 3)).tolist(), abs=1e-12)
     assert std == pytest.approx(plain.std((0, 2, 3), correction=0).tolist(), abs=1e-12)
@@ -95,15 +98,15 @@ def test_the_digest_is_of_label_and_pixels_in_order() -> None:
     content = b"".join(
         bytes([label]) + image.numpy().tobytes() for label, image in zip(labels.tolist(), images, strict=True)
     )
-    assert data.digest_of(data.Split(images, labels)) == sha256(content).hexdigest()
+    assert datasets.digest_of(datasets.Split(images, labels)) == sha256(content).hexdigest()
 
 
 def test_the_real_dataset_from_png_files(cifar10_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTCIFAR_HOME", str(cifar10_home))
     found = data.verify("cifar10")
     assert found.published
-    assert data.digest_of(found.train) == data.CIFAR10_TRAIN
-    assert data.digest_of(found.test) == data.CIFAR10_TEST
+    assert datasets.digest_of(found.train) == datasets.CIFAR10_TRAIN
+    assert datasets.digest_of(found.test) == datasets.CIFAR10_TEST
     assert found.mean == pytest.approx((0.49139968, 0.48215841, 0.44653091), abs=5e-7)
     assert found.std == pytest.approx((0.24703223, 0.24348513, 0.26158784), abs=5e-7)
     assert torch.bincount(found.train.labels).tolist() == [5000] * 10

@@ -18,7 +18,11 @@ import torch
 from conftest import Official, make_folder
 from PIL import Image
 
-from fastcifar import data, fetch, importing
+from fastcifar.data import cifar as importing
+from fastcifar.data import dataset as datasets
+from fastcifar.data import fetch
+from fastcifar.data import images as image_files
+from fastcifar.data import store as data
 from fastcifar.errors import DataError, UsageError
 
 
@@ -81,8 +85,8 @@ def test_the_files_of_the_other_dataset(official: Official, monkeypatch: pytest.
 
 
 def test_more_classes_than_a_byte_can_count() -> None:
-    split = data.Split(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([1, 257]))
-    assert data.digest_of(split) == sha256(b"\1\0" + bytes(3072) + b"\1\1" + bytes(3072)).hexdigest()
+    split = datasets.Split(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([1, 257]))
+    assert datasets.digest_of(split) == sha256(b"\1\0" + bytes(3072) + b"\1\1" + bytes(3072)).hexdigest()
 
 
 def test_files_of_the_file_manager_are_no_images(image_folder: Path) -> None:
@@ -93,7 +97,7 @@ def test_files_of_the_file_manager_are_no_images(image_folder: Path) -> None:
 def test_published_content_gets_the_published_class_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_folder(tmp_path / "numbered", tuple("0123456789"), count=1)
     own = data.import_from(folder)
-    monkeypatch.setattr(data, "HASHES", {"cifar10": (data.digest_of(own.train), data.digest_of(own.test))})
+    monkeypatch.setattr(datasets, "HASHES", {"cifar10": (datasets.digest_of(own.train), datasets.digest_of(own.test))})
     found = data.import_from(folder)
     assert (found.name, found.classes[0], found.published) == ("cifar10", "airplane", True)
 
@@ -109,7 +113,7 @@ def test_an_unreadable_folder_is_told(image_folder: Path, monkeypatch: pytest.Mo
     def refuse(root: Path) -> list[str]:
         raise PermissionError(13, "Permission denied", str(root))
 
-    monkeypatch.setattr(importing, "check_classes", refuse)
+    monkeypatch.setattr(image_files, "check_classes", refuse)
     with pytest.raises(DataError, match="cannot be read: Permission denied"):
         data.import_from(image_folder)
 

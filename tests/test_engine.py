@@ -19,14 +19,21 @@ from conftest import Cli, few_shapes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcifar import data, engine, native, pointwise, profiler, recipe, subjects, winograd
-from fastcifar.data import Dataset
+from fastcifar.data import store as data
+from fastcifar.data.dataset import Dataset
 from fastcifar.errors import MachineError, UsageError
-from fastcifar.network import BatchNorm, ConvGroup
-from fastcifar.recipe import Network as NetworkRecipe
-from fastcifar.recipe import Norm
-from fastcifar.run import Run, saved_state
-from fastcifar.step import Training
+from fastcifar.model.kernels import build as native
+from fastcifar.model.kernels import convolution as winograd
+from fastcifar.model.kernels import norm_act as pointwise
+from fastcifar.model.network import BatchNorm, ConvGroup
+from fastcifar.profiling import profiler
+from fastcifar.profiling import targets as subjects
+from fastcifar.recipes import parse as recipe
+from fastcifar.recipes.schema import Network as NetworkRecipe
+from fastcifar.recipes.schema import Norm
+from fastcifar.training import engine
+from fastcifar.training.run import Run, saved_state
+from fastcifar.training.step import Training
 
 CPU = torch.device("cpu")
 SMALL = ["network.widths=[8, 16, 24]", "training.epochs=2", "training.batch_size=100", "network.whiten.images=200"]
@@ -314,7 +321,7 @@ def test_the_cache_is_used_mended_and_not_trusted_blindly(
 
     def built() -> Path:
         native.library.cache_clear()
-        native.library("winograd")
+        native.library("convolution")
         (only,) = (home / "native").iterdir()
         return only
 
@@ -331,13 +338,13 @@ def test_the_cache_is_used_mended_and_not_trusted_blindly(
     (home / "native").chmod(0o777)
     native.library.cache_clear()
     with pytest.warns(UserWarning, match="others can write"):
-        native.library("winograd")
+        native.library("convolution")
     (home / "native" / first.name).unlink()
     (home / "native").rmdir()
     (home / "native").write_text("no folder")
     native.library.cache_clear()
     with pytest.warns(UserWarning, match="not kept"):
-        native.library("winograd")
+        native.library("convolution")
 
 
 def test_interrupted_in_compiling(home: Path, tmp_path: Path) -> None:
@@ -396,8 +403,9 @@ def test_memory_of_a_training_is_bounded(tmp_path: Path) -> None:
     assert 0.5 * 2**30 < in_half < 3 * 2**30
 
     code = (
-        "import resource, torch; from fastcifar import *; from fastcifar import engine, data, recipe, machine; "
-        "from fastcifar.step import Training; machine.prepare(torch.device('cpu'), None); "
+        "import resource, torch; from fastcifar.training import engine; from fastcifar.data import store as data; "
+        "from fastcifar.recipes import parse as recipe; from fastcifar.system import device as machine; "
+        "from fastcifar.training.step import Training; machine.prepare(torch.device('cpu'), None); "
         "found = recipe.load('air94', ['training.batch_size=200', 'network.whiten.images=200']); "
         "training = Training(found, data.load('shapes'), torch.device('cpu'), 0); "
         "step = engine.start('compiled', training); "

@@ -17,7 +17,9 @@ from pathlib import Path
 import pytest
 from conftest import Official
 
-from fastcifar import data, fetch, importing
+from fastcifar.data import cifar as importing
+from fastcifar.data import fetch
+from fastcifar.data import store as data
 from fastcifar.errors import DataError, UsageError
 
 CONTENT = bytes(range(256)) * 4000

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import fastcifar
 from fastcifar.errors import UsageError
-from fastcifar.step import loss_of
+from fastcifar.training.step import loss_of
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 QUICK = ("network.widths=[8, 8, 8]", "training.epochs=0.2", "evaluation.views=none")

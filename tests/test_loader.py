@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastcifar import rendering
-from fastcifar.loader import Plan, Planner, reflect, render
-from fastcifar.recipe import Data
+from fastcifar.model.augment import Plan, Planner, reflect, render
+from fastcifar.model.kernels import augment as rendering
+from fastcifar.recipes.schema import Data
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
 

@@ -10,8 +10,10 @@ import time
 import pytest
 import torch
 
-from fastcifar import clock, console, machine
+from fastcifar.cli.display import screen as console
 from fastcifar.errors import MachineError, UsageError
+from fastcifar.system import device as machine
+from fastcifar.system import timing as clock
 
 
 def test_a_device_is_picked_or_refused() -> None:
@@ -35,7 +37,7 @@ def test_kept_memory_is_not_fetched_again() -> None:
     """A tensor made over and over faults its pages in once, not each time."""
     code = """if True:
         import resource, sys, torch
-        from fastcifar import machine
+        from fastcifar.system import device as machine
         if sys.argv[1] == "keep": machine.keep_memory()
         for i in range(40):
             if i == 20: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -80,7 +82,7 @@ def test_marks_on_cuda_are_reached_when_the_work_is_done() -> None:
 
 
 def test_the_age_of_the_process_begins_before_its_imports() -> None:
-    code = "import time; time.sleep(0.3); from fastcifar.clock import process_age; print(process_age())"
+    code = "import time; time.sleep(0.3); from fastcifar.system.timing import process_age; print(process_age())"
     begin = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0.3 <= float(done.stdout) <= time.perf_counter() - begin + 0.02

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fastcifar import operations, recipe
-from fastcifar.network import BatchNorm, Network, patch_covariance, trained_parameters
-from fastcifar.recipe import Norm
+from fastcifar.model.network import BatchNorm, Network, patch_covariance, trained_parameters
+from fastcifar.recipes import parse as recipe
+from fastcifar.recipes.schema import Norm
+from fastcifar.training import flops as operations
 
 ALL = recipe.names()
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcifar import recipe
-from fastcifar.network import Network
-from fastcifar.optim import Ema, Optimizer, newton_schulz, orthogonalize, renormalized_steps, sort_parameters
-from fastcifar.recipe import Ema as EmaRecipe
+from fastcifar.model.network import Network
+from fastcifar.recipes import parse as recipe
+from fastcifar.recipes.schema import Ema as EmaRecipe
+from fastcifar.training.optim import Ema, Optimizer, newton_schulz, orthogonalize, renormalized_steps, sort_parameters
 
 STEPS = 8
 
@@ -50,7 +50,7 @@ def test_sgd_is_pytorchs_sgd() -> None:
         if parameters:
             groups.append({"params": list(parameters.values()), "weight_decay": part.weight_decay, "section": part})
     reference = torch.optim.SGD(groups, lr=1, momentum=0.85, nesterov=True)
-    from fastcifar.schedule import over_steps
+    from fastcifar.recipes.schedule import over_steps
 
     for step in range(STEPS):
         for network in (ours, theirs):

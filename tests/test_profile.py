@@ -22,8 +22,14 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastcifar
-from fastcifar import breakdown, census, data, profiler, ranges, recipe, subjects, trace, views
-from fastcifar.ranges import PHASES
+from fastcifar.cli.display import profile as views
+from fastcifar.data import store as data
+from fastcifar.profiling import attribution as trace
+from fastcifar.profiling import breakdown, profiler, result
+from fastcifar.profiling import op_counter as census
+from fastcifar.profiling import targets as subjects
+from fastcifar.recipes import parse as recipe
+from fastcifar.training.annotations import PHASES
 
 CPU = torch.device("cpu")
 PROFILE = ["profile", "tiny", "--dataset", "shapes", "--batch", "8", "--steps", "2", "--threads", "1"]
@@ -41,7 +47,7 @@ def measured(network: nn.Module, *, image: tuple[int, ...] = (3, 8, 8), batch: i
     return fastcifar.profile(network, F.cross_entropy, optimizer, torch.randn(batch, *image), labels, steps)
 
 
-def row(profile: Any, name: str) -> profiler.Layer:
+def row(profile: Any, name: str) -> result.Layer:
     (found,) = [layer for layer in profile.layers if layer.name == name]
     return found
 
@@ -273,7 +279,7 @@ def test_flops_are_the_flop_counters_for_every_layer(name: str) -> None:
 
 def chosen_counts(chosen: subjects.Subject) -> Any:
     counting = census.Census()
-    with ranges.layers(chosen.network), counting:
+    with profiler.layers(chosen.network), counting:
         chosen.run()
     return counting.counts
 
@@ -432,7 +438,7 @@ def test_recomputed_layers_keep_their_work() -> None:
 
 def test_two_recipes_by_turns() -> None:
     a, b = profiler.measure([subject("hlb"), subject("hlb-nose")], 3)
-    found = profiler.comparison(a, b)
+    found = result.comparison(a, b)
     assert a.steps == b.steps == 3
     by_name = {item.name: item for item in found.layers}
     gone = by_name["group1.squeeze_excite.self"]
@@ -442,7 +448,7 @@ def test_two_recipes_by_turns() -> None:
 
 
 def test_ceilings_bound_what_they_should() -> None:
-    from fastcifar.roofline import Roofline, measure
+    from fastcifar.profiling.roofline import Roofline, measure
 
     ceilings = Roofline(tflops=1.0, gb_per_s=100.0, launch_ms=0.01)
     assert ceilings.bound(2e9, 1e6, 1) == "arithmetic"  # 2 ms, 0.01 ms, 0.01 ms
@@ -487,7 +493,7 @@ def test_the_tree_folds_and_sorts(shown: Any) -> None:
 
 
 def test_the_picture_is_as_wide_as_the_step(shown: Any) -> None:
-    from fastcifar import picture
+    from fastcifar.cli.display import svg as picture
 
     document = ET.fromstring(picture.icicle(shown, "a <device> & more"))
     space = {"s": "http://www.w3.org/2000/svg"}
@@ -577,10 +583,10 @@ def test_what_cannot_be_is_said(call: Call, arguments: list[str], code: int, wor
 def test_out_of_memory_names_a_batch_that_fits(tmp_path: Path) -> None:
     """With a real limit on the memory of a real process."""
     limited = (
-        "import resource, sys; from fastcifar import cli; import torch; from fastcifar import profiler, subjects, data;"
+        "import resource, sys; from fastcifar.cli import app; import torch; from fastcifar.profiling import plan;"
         "used = int(open('/proc/self/statm').read().split()[0]) * 4096;"
         "resource.setrlimit(resource.RLIMIT_AS, (used + 2 * 2**30,) * 2);"
-        "sys.argv = ['fastcifar', *sys.argv[1:]]; cli.main()"
+        "sys.argv = ['fastcifar', *sys.argv[1:]]; app.main()"
     )
     arguments = ["profile", "tiny", "--dataset", "shapes", "--batch", "10000", "--threads", "1"]
     narrow = ["--set", "network.widths=[4, 4, 4]"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastcifar import recipe
 from fastcifar.errors import DataError, UsageError
+from fastcifar.recipes import parse as recipe
 
 
 @pytest.mark.parametrize("name", recipe.names())

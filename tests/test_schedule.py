@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastcifar import schedule
+from fastcifar.recipes import schedule
 
 points_strategy = st.lists(
     st.tuples(st.floats(0, 1), st.floats(-5, 5)), min_size=1, max_size=6, unique_by=lambda p: p[0]

@@ -17,8 +17,13 @@ import pytest
 import torch
 from conftest import Call, few_shapes
 
-from fastcifar import bench, data, recipe, search, search_view
+from fastcifar.bench import plan as bench
+from fastcifar.bench import search
+from fastcifar.cli.display import bench as search_view
+from fastcifar.data import dataset as datasets
+from fastcifar.data import store as data
 from fastcifar.errors import DataError, UsageError
+from fastcifar.recipes import parse as recipe
 
 CANDIDATES = """
 [good]
@@ -36,7 +41,7 @@ WORLD = {"base": (100.0, 1.0), "good": (60.0, 0.7), "same": (100.0, 1.02), "slow
 
 
 def prepared(
-    tmp_path: Path, seconds: float, content: str = CANDIDATES, images: data.Dataset | None = None
+    tmp_path: Path, seconds: float, content: str = CANDIDATES, images: datasets.Dataset | None = None
 ) -> search.Search:
     path = tmp_path / "candidates.toml"
     path.write_text(content)
@@ -149,7 +154,7 @@ def test_all_that_fail_end_the_search(tmp_path: Path) -> None:
 
 def test_a_candidate_that_cannot_run_does_not_end_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "huge.py").write_text(
-        "import fastcifar.network as n\n"
+        "import fastcifar.model.network as n\n"
         "class Net(n.Network):\n"
         "    def forward(self, x):\n"
         "        if self.training: raise MemoryError('out of memory')\n"

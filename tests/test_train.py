@@ -17,13 +17,18 @@ import torch
 from conftest import Call, Cli, few_shapes
 
 import fastcifar
-from fastcifar import data, evaluate, recipe, trainer
-from fastcifar.data import Dataset, Split
+from fastcifar.data import dataset as datasets
+from fastcifar.data import store as data
+from fastcifar.data.dataset import Dataset, Split
 from fastcifar.errors import MachineError, UsageError
-from fastcifar.loader import Plan, render
-from fastcifar.machine import memory_errors
-from fastcifar.recipe import Recipe
-from fastcifar.step import Training, step
+from fastcifar.model import predict as evaluate
+from fastcifar.model.augment import Plan, render
+from fastcifar.recipes import parse as recipe
+from fastcifar.recipes import schema
+from fastcifar.recipes.schema import Recipe
+from fastcifar.system.device import memory_errors
+from fastcifar.training import flops, trainer
+from fastcifar.training.step import Training, step
 
 CPU = torch.device("cpu")
 SMALL = ["network.widths=[8, 8, 8]", "training.epochs=2.5", "training.batch_size=100", "network.whiten.images=200"]
@@ -114,14 +119,15 @@ def test_a_rehearsal_leaves_the_run_alone(dataset: Dataset) -> None:
     found = recipe.load("tiny", SMALL)
     plain, _ = train(found, dataset)
     training = Training(found, dataset, CPU, 0)
-    assert trainer.rehearse(found, dataset, CPU) > 0
+    assert flops.rehearse(found, dataset, CPU) > 0
     trainer.train(training, dataset)
     assert same(plain, training)
 
 
 def test_the_loop_does_not_wait_for_a_slow_reader(dataset: Dataset) -> None:
     """The view's thread may hang in a write for ever: the callback only keeps the state."""
-    from fastcifar.console import Screen, TrainView
+    from fastcifar.cli.display.screen import Screen
+    from fastcifar.cli.display.training import TrainView
 
     view = TrainView(Screen(), "CPU", False)
     _, result = train(recipe.load("tiny", SMALL), dataset, on_change=view.update)  # its thread never runs
@@ -154,7 +160,7 @@ def test_views_are_the_anchors_views(kind: str, shifted: float, uncertain: float
     training.whiten()
     training.network.eval()
     images = dataset.test.images[:80]
-    settings = recipe.Evaluation(views=kind, shifted_weight=shifted, uncertain=uncertain, batch_size=32)  # type: ignore[arg-type]
+    settings = schema.Evaluation(views=kind, shifted_weight=shifted, uncertain=uncertain, batch_size=32)  # type: ignore[arg-type]
     found = evaluate.infer(training.network, images, training.mean, training.std, settings)
     normal = render(images, Plan(torch.arange(80)), training.mean, training.std, torch.float32)
     plain = training.network(normal)
@@ -186,14 +192,14 @@ def test_images_grow_within_a_run(dataset: Dataset) -> None:
 
 
 def test_judged_on_images_held_out(dataset: Dataset) -> None:
-    held = data.hold_out(dataset, 100)
+    held = datasets.hold_out(dataset, 100)
     rows = [part.images.flatten(1).tolist() for part in (held.train, held.test)]
     assert [len(part) for part in rows] == [len(dataset.train.images) - 100, 100]
     assert sorted(rows[0] + rows[1]) == sorted(dataset.train.images.flatten(1).tolist())
-    assert torch.equal(held.test.images, data.hold_out(dataset, 100).test.images) and not held.published
-    assert data.hold_out(dataset, 0) is dataset
+    assert torch.equal(held.test.images, datasets.hold_out(dataset, 100).test.images) and not held.published
+    assert datasets.hold_out(dataset, 0) is dataset
     with pytest.raises(UsageError, match="leaves none"):
-        data.hold_out(dataset, len(dataset.train.images))
+        datasets.hold_out(dataset, len(dataset.train.images))
 
 
 def test_train_says_what_it_is_judged_on(call: Call) -> None:

@@ -1,0 +1,91 @@
+"""Run folders: the checkpoint, the record of the run, and the state to go on from. All are written atomically."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastcifar.data.dataset import Dataset
+from fastcifar.errors import DataError, FastcifarError
+from fastcifar.model.network import build_network
+from fastcifar.recipes import parse as recipes
+from fastcifar.recipes.schema import Recipe
+from fastcifar.system import files
+from fastcifar.version import versions
+
+CHECKPOINT, RECORD, STATE = "checkpoint.pt", "run.json", "state.pt"
+
+
+def dataset_facts(dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint keeps of its dataset: enough to know it again, and to prepare images for the network."""
+    keys = ("name", "digest", "published", "classes", "mean", "std")
+    return {key: list(value) if isinstance(value := getattr(dataset, key), tuple) else value for key in keys}
+
+
+def save_checkpoint(
+    path: Path,
+    recipe: Recipe,
+    network: nn.Module,
+    dataset: Dataset,
+    seed: int,
+    device: torch.device,
+    metrics: dict[str, Any],
+) -> None:
+    """The trained weights with all that is needed to use them and to know where they came from."""
+    files.save_tensors(
+        path,
+        "checkpoint",
+        {
+            "recipe": recipes.to_dict(recipe),
+            "dataset": dataset_facts(dataset),
+            "seed": seed,
+            "device": device.type,
+            "weights": {name: tensor.cpu() for name, tensor in network.state_dict().items()},
+            "metrics": metrics,
+            "versions": versions(),
+        },
+    )
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """The tree that `save_checkpoint` wrote; raises DataError for a file that is missing, damaged or foreign."""
+    keys = ("recipe", "dataset", "weights")
+    return files.load_tensors(path / CHECKPOINT if path.is_dir() else path, "checkpoint", keys)
+
+
+def recipe_of(tree: dict[str, Any], path: Path | str = "the checkpoint") -> Recipe:
+    """The recipe kept in a checkpoint or state; raises DataError for one that would run code of somebody's own."""
+    try:
+        recipe = recipes.from_dict(tree["recipe"], where=str(path))
+    except (KeyError, TypeError, FastcifarError) as error:
+        raise DataError(f"The recipe in {path} cannot be used: {error}") from None
+    for code in (recipe.network.factory, recipe.optimizer.factory):
+        if code:
+            raise DataError(
+                f"The recipe in {path} names code ('{code}'), which is never run from a file with weights: build the "
+                "network yourself and give it the file's `weights`."
+            )
+    return recipe
+
+
+def network_of(tree: dict[str, Any], device: torch.device) -> nn.Module:
+    """The network of a checkpoint with its weights, in evaluation mode; raises DataError where they do not fit."""
+    recipe = recipe_of(tree)
+    try:
+        network = build_network(recipe, len(tree["dataset"]["classes"]), device)
+        network.load_state_dict(tree["weights"])
+    except (KeyError, TypeError, RuntimeError, AttributeError):
+        raise DataError("The weights in the checkpoint do not fit its recipe: it is damaged.") from None
+    return network.eval()
+
+
+def load(path: str | Path, device: str = "cpu") -> nn.Module:
+    """The trained network of a checkpoint that `fastcifar train` wrote, in evaluation mode, on `device`.
+
+    It takes images (N, 3, 32, 32), normalised with the `mean` and `std` that stand in the checkpoint, in channels-last
+    memory and the type of its parameters, and gives logits (N, classes). Raises DataError for a damaged checkpoint.
+    """
+    return network_of(load_checkpoint(Path(path)), torch.device(device))

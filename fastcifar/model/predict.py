@@ -1,0 +1,108 @@
+"""Inference with test-time augmentation, and what can be said of the logits.
+
+A view of an image is a plan for it, so that views are rendered by the very code that training uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fastcifar.model.augment import Plan, render
+from fastcifar.recipes.schema import Evaluation
+
+VIEWS = {"none": 1, "flip": 2, "full": 6}
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Logits (N, classes) of every image, float32: from the image as it is, and averaged over its views."""
+
+    plain: Tensor
+    averaged: Tensor
+
+
+def views(kind: str, shifted_weight: float) -> list[tuple[bool, int, float]]:
+    """The views of an image as (mirrored, shift, weight): the plain one first, the weights adding up to one."""
+    if kind == "none":
+        return [(False, 0, 1.0)]
+    if kind == "flip":
+        return [(False, 0, 0.5), (True, 0, 0.5)]
+    straight, shifted = (1 - shifted_weight) / 2, shifted_weight / 4
+    shifts = [(shift, weight) for shift, weight in ((0, straight), (-1, shifted), (1, shifted))]
+    return [(mirrored, shift, weight) for shift, weight in shifts for mirrored in (False, True)]
+
+
+@torch.no_grad()
+def infer(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor, recipe: Evaluation) -> Logits:
+    """The logits of uint8 `images` (N, 3, 32, 32), in batches of the recipe's size, with the recipe's views.
+
+    Where only a share of the images gets more views, it is the one whose likeliest class is least likely
+    (hiverge, cifar10-speedrun). The network is in evaluation mode afterwards.
+    """
+    network.eval()
+    (plain_view, *others) = views(recipe.views, recipe.shifted_weight)
+    everything = torch.arange(len(images), device=images.device)
+    plain = _logits(network, images, everything, plain_view, mean, std, recipe.batch_size)
+    if not others:
+        return Logits(plain, plain)
+    averaged, chosen = plain.clone(), everything
+    if recipe.uncertain < 1:
+        confidence = plain.softmax(1).amax(1)
+        chosen = confidence.topk(int(recipe.uncertain * len(images)), largest=False, sorted=False).indices
+    if len(chosen):
+        total = plain[chosen] * plain_view[2]
+        for view in others:
+            total += view[2] * _logits(network, images, chosen, view, mean, std, recipe.batch_size)
+        averaged[chosen] = total
+    return Logits(plain, averaged)
+
+
+def _logits(
+    network: nn.Module,
+    images: Tensor,
+    index: Tensor,
+    view: tuple[bool, int, float],
+    mean: Tensor,
+    std: Tensor,
+    size: int,
+) -> Tensor:
+    """Logits (n, classes) of one view of the images at `index` (n,)."""
+    mirrored, shift, _ = view
+    dtype = next(network.parameters()).dtype
+    parts = []
+    for part in torch.split(index, size):
+        plan = Plan(
+            part,
+            flip=torch.ones_like(part, dtype=torch.bool) if mirrored else None,
+            shift=torch.full((len(part), 2), shift, device=part.device) if shift else None,
+        )
+        parts.append(network(render(images, plan, mean, std, dtype)).float())
+    return torch.cat(parts)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """The share of images whose largest logit is that of the label."""
+    return int((logits.argmax(1) == labels).sum()) / len(labels)
+
+
+def evaluations(recipe: Evaluation, images: int) -> int:
+    """How many views of how many images the network sees in all."""
+    more = images if recipe.uncertain >= 1 else int(recipe.uncertain * images)
+    return images + more * (VIEWS[recipe.views] - 1)
+
+
+def per_class(logits: Tensor, labels: Tensor) -> list[float]:
+    """The accuracy on the images of each class."""
+    matrix = confusion(logits, labels)
+    return [row[i] / max(1, sum(row)) for i, row in enumerate(matrix)]
+
+
+def confusion(logits: Tensor, labels: Tensor) -> list[list[int]]:
+    """How many images of each true class (rows) were taken for each class (columns)."""
+    classes = logits.size(1)
+    pairs = labels.cpu() * classes + logits.argmax(1).cpu()
+    counts: list[list[int]] = torch.bincount(pairs, minlength=classes**2).view(classes, classes).tolist()
+    return counts

@@ -1,0 +1,280 @@
+"""What a run is, but for its seed and device: frozen dataclasses read from TOML files.
+
+A recipe extends another by naming what differs; `--set section.key=value` changes single values. Every key, type
+and range is checked here, so that the rest of the program can trust what it reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from fastcifar.errors import DataError, UsageError, nearest
+from fastcifar.recipes import schedule
+from fastcifar.recipes.schema import SIDE, SMALLEST_SIDE, Optimizer, Recipe, Sgd
+
+FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """The recipes that come with the program."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def default(device: str) -> str:
+    """The recipe that runs where none is named, by the type of the device."""
+    return "fast94" if device == "cuda" else "quick90"
+
+
+def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of that name, or in the TOML file at that path, with overrides `section.key=value` applied in order.
+
+    Raises UsageError for an unknown recipe, a file that does not parse or extends itself, an unknown key or a value
+    of the wrong type or out of range; DataError for a file that cannot be read.
+    """
+    tree = _read(name, ())
+    for override in overrides:
+        _merge(tree, _parse_override(override))
+    return from_dict({"name": title(name), **tree}, where=f"recipe '{name}'")
+
+
+def change(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """The recipe with overrides `section.key=value`, checked as `load` does."""
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        _merge(changes, _parse_override(override))
+    return merge(recipe, changes, f"recipe '{recipe.name}'")
+
+
+def judged_on(recipe: Recipe) -> str:
+    """Which images accuracies are of."""
+    return f"{recipe.data.holdout:,} held-out training images" if recipe.data.holdout else "the test images"
+
+
+def merge(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe with a tree of changes, checked; `where` stands in the error messages."""
+    tree = to_dict(recipe)
+    _merge(tree, changes)
+    return from_dict(tree, where)
+
+
+def bind(settings: Iterable[str], names: Sequence[str], option: str = "--set") -> dict[str, list[str]]:
+    """What an option says of each of several recipes: `name:section.key=value` is for the one of that name, others for
+    all.
+
+    Raises UsageError for a name that is none of them.
+    """
+    bound: dict[str, list[str]] = {name: [] for name in names}
+    for setting in settings:
+        name, colon, rest = setting.partition(":")
+        if not colon or "=" in name:
+            for each in bound.values():
+                each.append(setting)
+        elif name in bound:
+            bound[name].append(rest)
+        else:
+            raise UsageError(f"{option} {setting!r} is for '{name}', which is not here; {nearest(name, names)}")
+    return bound
+
+
+def from_dict(tree: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe in a tree of plain values, as `to_dict` gives it; `where` stands in the error messages."""
+    recipe: Recipe = _build(Recipe, tree, where, "")
+    _check_whole(recipe, where)
+    return recipe
+
+
+def to_dict(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain nested dictionaries, lists and values."""
+    return {key: _plain(value) for key, value in dataclasses.asdict(recipe).items()}
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The recipe, fully resolved, as TOML that `load` reads back to the same recipe."""
+    return "\n".join(_toml_lines(to_dict(recipe), "")).strip() + "\n"
+
+
+def title(name: str) -> str:
+    return Path(name).stem if _is_path(name) else name
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith(".toml") or "/" in name or "\\" in name
+
+
+def _read(name: str, seen: tuple[Path, ...], base: Path | None = None) -> dict[str, Any]:
+    """The tree of a recipe with what it extends merged under it."""
+    path = (base or Path()) / name if _is_path(name) else FOLDER / f"{name}.toml"
+    if not _is_path(name) and not path.is_file():
+        raise UsageError(f"There is no recipe '{name}'; {nearest(name, names())}")
+    path = path.resolve()
+    if path in seen:
+        raise UsageError(f"Recipe file {path} extends itself, by way of {' -> '.join(p.stem for p in seen)}.")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"There is no recipe file {path}; `fastcifar recipes` lists the recipes.") from None
+    except OSError as error:
+        raise DataError(f"Recipe file {path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"Recipe file {path} is not valid TOML: {error}.") from None
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree
+    if not isinstance(parent, str):
+        raise UsageError(f"In {path}, `extends` must be the name or path of one recipe, not {parent!r}.")
+    merged = _read(parent, (*seen, path), path.parent)
+    merged.pop("summary", None)
+    merged.pop("name", None)
+    _merge(merged, tree)
+    return merged
+
+
+def _merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _merge(tree[key], value)
+        else:
+            tree[key] = value
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    """`a.b=value` as a tree; the value is TOML, and a bare word is a string."""
+    path, equals, raw = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UsageError(f"--set {text!r} needs the form section.key=value, for example training.epochs=4.")
+    try:
+        value = tomllib.loads(f"value = {raw.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw.strip()
+    tree: dict[str, Any] = {keys[-1]: value}
+    for key in reversed(keys[:-1]):
+        tree = {key: tree}
+    return tree
+
+
+def _build(cls: type[Any], tree: Any, where: str, prefix: str) -> Any:
+    """An instance of dataclass `cls` from a tree whose every key, type and range is checked."""
+    if not isinstance(tree, Mapping):
+        raise UsageError(f"In {where}, '{prefix.rstrip('.')}' is a section with keys of its own, not a value.")
+    fields = {item.name: item for item in dataclasses.fields(cls)}
+    kinds = get_type_hints(cls)
+    values = {}
+    for key, value in tree.items():
+        if key not in fields:
+            what = "key" if prefix or not isinstance(value, Mapping) else "section"
+            raise UsageError(f"In {where}, there is no {what} '{prefix}{key}'; {nearest(key, fields)}")
+        name = prefix + key
+        if dataclasses.is_dataclass(kinds[key]):
+            values[key] = _build(kinds[key], value, where, name + ".")
+        else:
+            values[key] = _convert(kinds[key], value, where, name)
+            _check_range(values[key], fields[key].metadata, where, name)
+    return cls(**values)
+
+
+def _convert(kind: Any, value: Any, where: str, name: str) -> Any:
+    """The value as the field's type: an integer may stand for a float, a list for a tuple; nothing else changes."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        if value not in arguments:
+            raise UsageError(f"In {where}, '{name}' is {value!r}; {nearest(str(value), arguments)}")
+        return value
+    if origin is tuple and isinstance(value, (list, tuple)):
+        inner = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(inner) == len(value):
+            return tuple(_convert(part, item, where, name) for part, item in zip(inner, value, strict=True))
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if kind in (int, bool, str) and type(value) is kind:
+        return value
+    raise UsageError(f"In {where}, '{name}' must be {_describe(kind)}, not {value!r}.")
+
+
+def _describe(kind: Any) -> str:
+    """The type in words a person uses."""
+    simple = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if kind in simple:
+        return simple[kind]
+    inner = get_args(kind)
+    if inner[-1] is Ellipsis:
+        return f"a list, each item {_describe(inner[0])}"
+    return f"a list of {len(inner)} values"
+
+
+def _check_range(value: Any, limits: Mapping[str, Any], where: str, name: str) -> None:
+    for item in value if isinstance(value, tuple) else (value,):
+        if limits and not limits["low"] <= item <= limits["high"]:
+            bound = (
+                f"at least {limits['low']:g}"
+                if limits["high"] == math.inf
+                else f"in {limits['low']:,}..{limits['high']:,}"
+            )
+            raise UsageError(f"In {where}, '{name}' is {item:g}, but must be {bound}.")
+
+
+def _check_whole(recipe: Recipe, where: str) -> None:
+    """What no key can be checked for alone."""
+    network, filters = recipe.network, recipe.optimizer.filters
+    if len(network.widths) != len(network.convs) or not network.widths:
+        raise UsageError(f"In {where}, 'network.widths' and 'network.convs' must be lists of the same, nonzero length.")
+    if len(network.widths) > 4:
+        raise UsageError(f"In {where}, 'network.widths' names more than 4 groups: each halves the 32 pixels.")
+    if network.norm.ghost and recipe.training.batch_size % network.norm.ghost:
+        raise UsageError(f"In {where}, 'training.batch_size' must be a multiple of 'network.norm.ghost'.")
+    if any(len(polynomial) != 3 for polynomial in filters.newton_schulz):
+        raise UsageError(f"In {where}, 'optimizer.filters.newton_schulz' needs three numbers [a, b, c] an iteration.")
+    if any(value < 1 for _, value in filters.renormalize):
+        raise UsageError(f"In {where}, 'optimizer.filters.renormalize' must be at least 1 everywhere.")
+    if any(not SMALLEST_SIDE <= side <= SIDE for _, side in recipe.data.resolution):
+        raise UsageError(f"In {where}, 'data.resolution' must lie in {SMALLEST_SIDE}..{SIDE} pixels everywhere.")
+    sections = {item.name: getattr(recipe.optimizer, item.name) for item in dataclasses.fields(Optimizer)}
+    schedules = {
+        f"optimizer.{name}.schedule": part.schedule for name, part in sections.items() if isinstance(part, Sgd)
+    }
+    for name, points in {
+        **schedules,
+        "optimizer.filters.renormalize": filters.renormalize,
+        "data.resolution": recipe.data.resolution,
+    }.items():
+        if problem := schedule.check(points):
+            raise UsageError(f"In {where}, '{name}' {problem}.")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _toml_lines(tree: Mapping[str, Any], prefix: str) -> Iterable[str]:
+    """Values first, then the sections, as TOML wants it."""
+    for key, value in tree.items():
+        if not isinstance(value, dict):
+            yield f"{key} = {_toml_value(value)}"
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield f"\n[{prefix}{key}]"
+            yield from _toml_lines(value, f"{prefix}{key}.")
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = re.sub(r'["\\\x00-\x1f\x7f]', lambda match: f"\\u{ord(match[0]):04x}", value)
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    return repr(value)
+
+
+def load_recipe(name: str | Recipe, *settings: str) -> Recipe:
+    """A recipe by its name or its file's path, or one to be changed, with settings such as `training.epochs=2`."""
+    return change(name, settings) if isinstance(name, Recipe) else load(name, settings)

@@ -1,0 +1,276 @@
+"""Optimisation: Muon for filters, SGD with Nesterov momentum for the rest, and a moving average of the weights.
+
+Learning rates come from a table on the device, one row a step, so that a step copies nothing from the host.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcifar.errors import UsageError
+from fastcifar.recipes import plugins as factory
+from fastcifar.recipes import schedule, schema
+from fastcifar.training import annotations as ranges
+
+
+@dataclass
+class Group:
+    """Parameters that share their settings, and their momentum buffers (of the same shapes and types)."""
+
+    name: str
+    settings: schema.Sgd
+    names: list[str]  # of the parameters, as the network has them
+    parameters: list[Tensor]
+    momenta: list[Tensor]
+    trained_steps: int  # after so many steps nothing may move them
+
+
+class Optimizer:
+    """One update of all parameters a call; what is frozen by its schedule loses its gradient and stays put."""
+
+    def __init__(self, network: nn.Module, recipe: schema.Optimizer, steps: int) -> None:
+        device = next(network.parameters()).device
+        members = sort_parameters(network)
+        rates, self.groups = [], []
+        for name, named in members.items():
+            if not named:
+                continue
+            names, parameters = list(named), list(named.values())
+            settings: schema.Sgd = getattr(recipe, name)
+            factors = schedule.over_steps(settings.schedule, steps)
+            rates.append([settings.lr * factor for factor in factors])
+            momenta = [torch.zeros_like(parameter) for parameter in parameters]
+            self.groups.append(Group(name, settings, names, parameters, momenta, schedule.trained_steps(factors)))
+        self.rates = torch.tensor(rates, dtype=torch.float32).T.contiguous().to(device)  # (steps, groups)
+        self.now = torch.zeros(len(rates), device=device)  # the row of the current step
+        self.filter_rates = rates[0]
+        self.renormalize = renormalized_steps(recipe.filters.renormalize, steps)
+
+    def begin(self, step: int) -> None:
+        """Before the forward pass of `step`: take up its rates, and what is no longer trained out of the graph."""
+        self.now.copy_(self.rates[step])
+        for group in self.groups:
+            trained = step < group.trained_steps
+            for parameter in group.parameters:
+                parameter.requires_grad_(trained)
+                if not trained:
+                    parameter.grad = None
+
+    def kind(self, step: int) -> Any:
+        """What tells steps apart: which groups are trained, and whether filters are rescaled."""
+        return tuple(step < group.trained_steps for group in self.groups), self.renormalize[step]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move all parameters by their gradients, and drop these."""
+        for column, group in enumerate(self.groups):
+            if step >= group.trained_steps:
+                continue
+            rate = self.now[column]
+            with ranges.update(group.names):
+                if isinstance(group.settings, schema.Filters) and group.settings.method == "muon":
+                    muon(group, rate, renormalize=self.renormalize[step])
+                else:
+                    sgd(group, rate)
+            for parameter in group.parameters:
+                parameter.grad = None
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the filters (of the first group there is)."""
+        return self.filter_rates[step]
+
+    def state(self) -> list[list[Tensor]]:
+        """The momentum buffers, for a checkpoint."""
+        return [group.momenta for group in self.groups]
+
+    def restore(self, state: list[list[Tensor]]) -> None:
+        """Take up the buffers of `state`."""
+        for group, momenta in zip(self.groups, state, strict=True):
+            torch._foreach_copy_(group.momenta, momenta)
+
+
+class Foreign:
+    """PyTorch optimizers of one's own, in the place of `Optimizer`: one, or one with the scheduler of its rates."""
+
+    groups: tuple[Group, ...] = ()  # nothing is known of what it freezes
+
+    def __init__(self, given: Any, source: str) -> None:
+        self.optimizer, self.scheduler = given if isinstance(given, tuple) else (given, None)
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise UsageError(f"'{source}' gave no torch.optim.Optimizer but {type(self.optimizer).__name__}.")
+
+    def begin(self, step: int) -> None:
+        """Nothing is frozen, and the scheduler has set the rates."""
+
+    def kind(self, step: int) -> Any:
+        """Nothing is known that tells steps apart."""
+
+    def update(self, step: int) -> None:
+        """Move all parameters by their gradients, drop these, and set the rates of the next step."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the first group, as it is now."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def state(self) -> Any:
+        """Both states, for a checkpoint."""
+        return [self.optimizer.state_dict(), self.scheduler.state_dict() if self.scheduler is not None else {}]
+
+    def restore(self, state: Any) -> None:
+        """Take up the states of `state`."""
+        self.optimizer.load_state_dict(state[0])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state[1])
+
+
+def make_optimizer(network: nn.Module, recipe: schema.Optimizer, steps: int) -> Optimizer | Foreign:
+    """The optimizer of a recipe, ours or what the code that it names makes of (network, section, steps)."""
+    if not recipe.factory:
+        return Optimizer(network, recipe, steps)
+    return Foreign(factory.resolve(recipe.factory)(network, recipe, steps), recipe.factory)
+
+
+def sort_parameters(network: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Every trained parameter by its name, under the name of its section of the recipe."""
+    members: dict[str, dict[str, Tensor]] = {"filters": {}, "head": {}, "biases": {}, "whiten_bias": {}}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name == "whiten.bias":
+            members["whiten_bias"][name] = parameter
+        elif name == "head.weight":
+            members["head"][name] = parameter
+        else:
+            members["filters" if parameter.ndim > 1 else "biases"][name] = parameter
+    return members
+
+
+def renormalized_steps(every: schedule.Points, steps: int) -> list[bool]:
+    """Whether each step rescales the filters: as soon as as many steps have passed as the schedule then says."""
+    flags, last = [], -1
+    for step in range(steps):
+        flags.append(step - last >= int(schedule.value_at(every, (step + 1) / steps)))
+        last = step if flags[-1] else last
+    return flags
+
+
+def nesterov(group: Group, gradients: list[Tensor]) -> list[Tensor]:
+    """Take the gradients into the momentum and look ahead, as PyTorch's SGD does; returns the new directions."""
+    momentum = group.settings.momentum
+    torch._foreach_mul_(group.momenta, momentum)
+    torch._foreach_add_(group.momenta, gradients)
+    return list(torch._foreach_add(gradients, group.momenta, alpha=momentum))
+
+
+def gradients_of(group: Group) -> list[Tensor]:
+    """The gradients of a group; one that backward never reached counts as zero."""
+    return [torch.zeros_like(p) if p.grad is None else p.grad for p in group.parameters]
+
+
+def sgd(group: Group, rate: Tensor) -> None:
+    """SGD with Nesterov momentum and weight decay; `rate` is a float32 scalar on the device."""
+    gradients = gradients_of(group)
+    if group.settings.weight_decay:
+        gradients = list(torch._foreach_add(gradients, group.parameters, alpha=group.settings.weight_decay))
+    directions = nesterov(group, gradients)
+    torch._foreach_mul_(directions, rate)
+    torch._foreach_sub_(group.parameters, directions)
+
+
+def muon(group: Group, rate: Tensor, renormalize: bool) -> None:
+    """Muon (Jordan et al., 2024): the momentum's direction, orthogonalised, filter by filter.
+
+    `renormalize` first scales each filter bank to the norm of one with unit rows, so that the update's share of the
+    weights is the learning rate's alone (airbench94_muon).
+    """
+    settings = group.settings
+    assert isinstance(settings, schema.Filters)
+    directions = nesterov(group, gradients_of(group))
+    if renormalize:
+        factors = torch._foreach_reciprocal(torch._foreach_norm(group.parameters))
+        torch._foreach_mul_(factors, [len(parameter) ** 0.5 for parameter in group.parameters])
+        torch._foreach_mul_(group.parameters, factors)
+    updates = orthogonalize(dict(zip(group.names, directions, strict=True)), settings.newton_schulz)
+    torch._foreach_mul_(updates, rate)
+    torch._foreach_sub_(group.parameters, updates)
+    if settings.weight_decay:  # as a difference: a factor so close to one would not survive half precision
+        torch._foreach_sub_(group.parameters, torch._foreach_mul(group.parameters, rate * settings.weight_decay))
+
+
+def orthogonalize(filters: Mapping[str, Tensor], polynomials: tuple[tuple[float, ...], ...]) -> list[Tensor]:
+    """The nearest (semi-)orthogonal matrices, roughly: those of one shape in one batched Newton-Schulz iteration.
+
+    Filters (D, C, h, w), by name, count as matrices (D, h w C): in channels-last memory that is how they lie. Computed
+    in bfloat16 on CUDA, where it is quick and exact enough, else in the type they have; returned as they came.
+    """
+    moved = {name: each.movedim(1, -1) for name, each in filters.items()}
+    shapes: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for name, matrix in moved.items():
+        shapes[len(matrix), matrix[0].numel()].append(name)
+    results = dict(filters)
+    for names in shapes.values():
+        with ranges.update(names):
+            batch = torch.stack([moved[name].flatten(1) for name in names])
+            batch = newton_schulz(batch.bfloat16() if batch.is_cuda else batch, polynomials)
+            for name, result in zip(names, batch, strict=True):
+                results[name] = result.view(moved[name].shape).movedim(-1, 1).to(filters[name].dtype)
+    return list(results.values())
+
+
+def newton_schulz(x: Tensor, polynomials: tuple[tuple[float, ...], ...]) -> Tensor:
+    """Drive the singular values of each matrix of (n, D, K) towards one, one odd quintic polynomial an iteration.
+
+    The matrices are first divided by their Frobenius norm, so that no singular value is above one.
+    """
+    wide = x.size(1) <= x.size(2)
+    x = x if wide else x.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for a, b, c in polynomials:
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.mT.contiguous()
+
+
+class Ema:
+    """An exponential moving average of a network's weights and running statistics, taken in place.
+
+    The average begins as a copy of the network at the first update.
+    """
+
+    def __init__(self, network: nn.Module, recipe: schema.Ema, steps: int) -> None:
+        self.first = next((s for s in range(steps) if s >= recipe.start * steps and (s + 1) % recipe.every == 0), steps)
+        self.every = recipe.every
+        self.decay = recipe.decay
+        self.sources = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
+        self.averages = [tensor.clone() for tensor in self.sources] if self.first < steps else []
+
+    def kind(self, step: int) -> str:
+        """What `update` does after a step: nothing, begin, or average."""
+        if step < self.first or (step - self.first) % self.every:
+            return "nothing"
+        return "begin" if step == self.first else "average"
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After the update of `step`: take the new weights in, where this step does."""
+        kind = self.kind(step)
+        if kind == "begin":
+            torch._foreach_copy_(self.averages, self.sources)
+        elif kind == "average":
+            torch._foreach_lerp_(self.averages, self.sources, 1 - self.decay)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Put the averages in the network's place, for the evaluation at the end."""
+        if self.averages:
+            torch._foreach_copy_(self.sources, self.averages)

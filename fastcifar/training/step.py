@@ -1,0 +1,186 @@
+"""The state of a training and one step of it: batch, forward, loss, backward, update.
+
+The trainer loops `step`, an engine wraps it, the profiler takes it apart by its phases.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastcifar.data.dataset import Dataset
+from fastcifar.errors import UsageError
+from fastcifar.model.augment import Plan, Planner, render
+from fastcifar.model.network import Network, build_network, precision
+from fastcifar.recipes.schedule import over_steps
+from fastcifar.recipes.schema import Recipe
+from fastcifar.training.annotations import phase
+from fastcifar.training.optim import Ema, make_optimizer
+
+WHITENING_CHUNK = 1000  # images rendered at once, to bound memory
+
+
+def steps_per_epoch(recipe: Recipe, images: int) -> int:
+    """Full batches in one pass over the images; at least one."""
+    return max(1, images // recipe.training.batch_size)
+
+
+def total_steps(recipe: Recipe, images: int) -> int:
+    """Steps of the whole run; a fraction of an epoch is rounded up to a step."""
+    return math.ceil(recipe.training.epochs * steps_per_epoch(recipe, images) - 1e-9)
+
+
+def sides(recipe: Recipe, steps: int) -> list[int]:
+    """The side of the training images at each step, pixels: small images first cost little and teach much (Tan and
+    Le, "EfficientNetV2", 2021)."""
+    return [round(side) for side in over_steps(recipe.data.resolution, steps)]
+
+
+class Training:
+    """Everything a run changes, and the dataset it reads: the whole state between two steps.
+
+    `metrics` holds, on the device, the sum of losses, the correct predictions and the images since `clear_metrics`.
+    """
+
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, device: torch.device, seed: int, weights: Tensor | None = None
+    ) -> None:
+        self.recipe = recipe
+        self.device = device
+        self.images = dataset.train.images.to(device)
+        self.labels = dataset.train.labels.to(device)
+        self.mean = torch.tensor(dataset.mean, dtype=torch.float32, device=device)
+        self.std = torch.tensor(dataset.std, dtype=torch.float32, device=device)
+        self.dtype = precision(recipe, device)
+        self.batch_size = min(recipe.training.batch_size, len(self.images))
+        self.steps_per_epoch = steps_per_epoch(recipe, len(self.images))
+        self.total_steps = total_steps(recipe, len(self.images))
+        ghost = recipe.network.norm.ghost
+        if ghost and self.batch_size % ghost:
+            raise UsageError(
+                f"{self.batch_size} images are no whole ghost batches of {ghost}: set network.norm.ghost=0."
+            )
+        self.sides = sides(recipe, self.total_steps)
+        self.render_images = render  # an engine may know a quicker way
+        self.step = 0
+
+        if weights is not None and weights.shape != self.labels.shape:
+            raise UsageError(f"There are {len(weights)} weights for {len(self.labels)} training images.")
+        self.weights = None if weights is None else weights.to(device, torch.float32)  # of the images' losses
+
+        if recipe.network.factory:
+            torch.manual_seed(seed)  # code of one's own draws from PyTorch's own generator
+        self.network = build_network(recipe, len(dataset.classes), device)
+        if isinstance(self.network, Network):
+            self.network.initialize(torch.Generator().manual_seed(seed))
+        self.optimizer = make_optimizer(self.network, recipe.optimizer, self.total_steps)
+        self.ema = Ema(self.network, recipe.ema, self.total_steps)
+        self.generator = torch.Generator(device).manual_seed(seed)
+        self.planner = Planner(recipe.data, len(self.images), self.generator)
+        self.plan: Plan | None = None
+        self.metrics = torch.zeros(3, dtype=torch.float32, device=device)
+
+    def render(self, plan: Plan) -> Tensor:
+        """The planned training images, (B, 3, side, side), as large as they are at this step."""
+        cutout, side = self.recipe.data.cutout, self.sides[self.step]
+        return self.render_images(self.images, plan, self.mean, self.std, self.dtype, cutout, side)
+
+    def whiten(self) -> None:
+        """Set the whitening from a random sample of training images, as they are; other networks have none."""
+        if not isinstance(self.network, Network):
+            return
+        count = min(self.recipe.network.whiten.images, len(self.images))
+        sample = torch.randperm(len(self.images), generator=self.generator, device=self.device)[:count]
+        parts = torch.split(sample, WHITENING_CHUNK)
+        self.network.set_whitening(
+            render(self.images, Plan(part), self.mean, self.std, torch.float32) for part in parts
+        )
+
+    def part(self) -> Plan:
+        """The plan of the current step; the first step of an epoch draws the epoch's."""
+        epoch, position = divmod(self.step, self.steps_per_epoch)
+        if position == 0 or self.plan is None:
+            self.plan = self.planner.plan(epoch)
+        return self.plan.batch(position * self.batch_size, self.batch_size)
+
+    def kind(self, step: int) -> Any:
+        """What tells steps apart whose kernels differ: the images' size, what is trained, rescaled and averaged."""
+        return self.sides[step], self.optimizer.kind(step), self.ema.kind(step)
+
+    def batch(self, part: Plan) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The images, labels and weights of a step's plan."""
+        weights = None if self.weights is None else self.weights[part.index]
+        return self.render(part), self.labels[part.index], weights
+
+    def clear_metrics(self) -> None:
+        """Begin to count anew."""
+        self.metrics.zero_()
+
+    def state(self) -> dict[str, Any]:
+        """All that is needed to go on from here, at the end of an epoch, as a tree of tensors and numbers."""
+        return {
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "momenta": self.optimizer.state(),
+            "averages": self.ema.averages,
+            "generator": self.generator.get_state(),
+            "mirrored": self.planner.mirrored,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up a state that `state` gave."""
+        self.step = state["step"]
+        self.network.load_state_dict(state["network"])
+        self.optimizer.restore(state["momenta"])
+        for average, saved in zip(self.ema.averages, state["averages"], strict=True):
+            average.copy_(saved)
+        self.generator.set_state(state["generator"].cpu())
+        if self.planner.mirrored is not None:
+            self.planner.mirrored.copy_(state["mirrored"])
+
+
+def step(training: Training) -> None:
+    """One update of the weights."""
+    with phase("optimizer"):
+        training.optimizer.begin(training.step)
+    with phase("data"):
+        part = training.part()
+    work(training, part)
+    training.step += 1
+
+
+def work(training: Training, part: Plan) -> None:
+    """What a step does on the device, once it is known which images it takes: an engine may record and repeat it."""
+    with phase("data"):
+        images, labels, weights = training.batch(part)
+    with phase("forward"):
+        logits = training.network(images)
+    with phase("loss"):
+        loss = loss_of(logits, labels, training.recipe.training.label_smoothing, weights)
+    with phase("backward"):
+        loss.backward()  # type: ignore[no-untyped-call]
+    with phase("optimizer"):
+        training.optimizer.update(training.step)
+        training.ema.update(training.step)
+    with phase("loss"):
+        count(training.metrics, loss, logits, labels)
+
+
+def loss_of(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of logits (B, classes) with smoothed labels (B,), summed over the batch in float32; each image's
+    times its weight (B,), where there are any."""
+    if weights is None:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
+    losses = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="none")
+    return (losses * weights).sum()
+
+
+@torch.no_grad()
+def count(metrics: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    """Add one batch to the metrics, on the device."""
+    correct = (logits.argmax(1) == labels).sum()
+    metrics += torch.stack([loss.detach(), correct.float(), torch.full_like(loss, len(labels))])
