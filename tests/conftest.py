@@ -23,7 +23,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcifar.cli import app as command_line
+from fastcifar.cli.app import main
 from fastcifar.data import cifar as importing
 from fastcifar.data import store as data
 from fastcifar.data.dataset import Dataset, Split
@@ -69,7 +69,7 @@ def no_home(home: Path) -> Path:
 
 def few_shapes(train: int, test: int) -> Dataset:
     """The first so many embedded images of each part."""
-    whole = data.load("shapes")
+    whole = data.read_dataset("shapes")
     cut = [
         Split(part.images[:count], part.labels[:count]) for part, count in ((whole.train, train), (whole.test, test))
     ]
@@ -121,7 +121,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp
         monkeypatch.setattr(sys, "argv", ["fastcifar", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as left:
-            command_line.main()
+            main()
         code = left.value.code
         out, err = capfd.readouterr()
         assert isinstance(code, int)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import fastcifar
 from fastcifar.errors import UsageError
-from fastcifar.training.step import loss_of
+from fastcifar.training.step import summed_loss
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 QUICK = ("network.widths=[8, 8, 8]", "training.epochs=0.2", "evaluation.views=none")
@@ -84,14 +84,16 @@ def test_every_image_can_be_looked_at() -> None:
 def test_weights_count_and_zero_leaves_an_image_out() -> None:
     logits, labels = torch.randn(6, 10, requires_grad=True), torch.arange(6)
     weights = torch.tensor([0.0, 1, 2, 1, 1, 1])
-    singles = [loss_of(logits[i : i + 1], labels[i : i + 1], 0.2) for i in range(6)]
+    singles = [summed_loss(logits[i : i + 1], labels[i : i + 1], 0.2) for i in range(6)]
     expected = sum(weight * single for weight, single in zip(weights, singles, strict=True))
-    loss = loss_of(logits, labels, 0.2, weights)
+    loss = summed_loss(logits, labels, 0.2, weights)
     assert float(loss.detach()) == pytest.approx(float(torch.as_tensor(expected).detach()), rel=1e-5)
     loss.backward()
     assert logits.grad is not None and not logits.grad[0].any() and logits.grad[1].any()
     logits = logits.detach()
-    assert float(loss_of(logits, labels, 0.2, torch.ones(6))) == pytest.approx(float(loss_of(logits, labels, 0.2)))
+    assert float(summed_loss(logits, labels, 0.2, torch.ones(6))) == pytest.approx(
+        float(summed_loss(logits, labels, 0.2))
+    )
     dataset = fastcifar.load_dataset("shapes")
     with pytest.raises(UsageError, match="3 weights for 10000"):
         fastcifar.train(fastcifar.load_recipe("tiny", *QUICK), dataset, weights=torch.ones(3), threads=1)

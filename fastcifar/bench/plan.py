@@ -13,16 +13,15 @@ from pathlib import Path
 
 import torch
 
-from fastcifar import version
-from fastcifar.bench import report
-from fastcifar.bench.report import Report
+from fastcifar.bench.report import Report, summarize
 from fastcifar.bench.results import Record, code_digest
-from fastcifar.data.dataset import Dataset, hold_out
+from fastcifar.data.dataset import Dataset, holdout_split
 from fastcifar.errors import UsageError
-from fastcifar.recipes import parse as recipe
+from fastcifar.recipes.parse import bind_overrides, read_recipe, recipe_title, recipe_to_dict
 from fastcifar.recipes.schema import Recipe
-from fastcifar.system import device as machine
-from fastcifar.training import engine
+from fastcifar.system.device import device_name
+from fastcifar.training.engine import bind_engines
+from fastcifar.version import versions
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,14 @@ class Plan:
     def header(self) -> Record:
         """What all runs in a results file share."""
         return {
-            "version": version.versions()["fastcifar"],
+            "version": versions()["fastcifar"],
             "code": code_digest(),
             "torch": str(torch.__version__),
-            "device": machine.describe(self.device),
+            "device": device_name(self.device),
             "engine": {name: self.engine(name) for name in self.recipes},
             "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
             "dataset": {"name": self.dataset.name, "digest": self.dataset.digest},
-            "recipes": {name: recipe.to_dict(each) for name, each in self.recipes.items()},
+            "recipes": {name: recipe_to_dict(each) for name, each in self.recipes.items()},
         }
 
     def engine(self, name: str) -> str:
@@ -57,11 +56,11 @@ class Plan:
 
     def images(self, name: str) -> Dataset:
         """The dataset as a recipe sees it."""
-        return hold_out(self.dataset, self.recipes[name].data.holdout)
+        return holdout_split(self.dataset, self.recipes[name].data.holdout)
 
     def report(self, runs: list[Record]) -> Report:
         """What the runs so far say."""
-        return report.summarize(runs, list(self.recipes), self.target, self.margin if self.until_clear else None)
+        return summarize(runs, list(self.recipes), self.target, self.margin if self.until_clear else None)
 
 
 def named(
@@ -75,14 +74,14 @@ def named(
     files: dict[str, str] = {}
     for argument in arguments:
         name, equals, file = argument.rpartition("=")
-        name = name if equals else recipe.title(file)
+        name = name if equals else recipe_title(file)
         if name in files:
             raise UsageError(f"'{name}' is there twice: name the second one, for example other={file}.")
         check_name(name, argument)
         files[name] = file
-    bound = recipe.bind(settings, list(files))
-    found = {name: recipe.load(file, bound[name]) for name, file in files.items()}
-    asked = engine.bind(engines, list(files), "auto")
+    bound = bind_overrides(settings, list(files))
+    found = {name: read_recipe(file, bound[name]) for name, file in files.items()}
+    asked = bind_engines(engines, list(files), "auto")
     for i, (name, each) in enumerate(found.items()):
         for other in list(found)[:i]:
             if same(each, found[other]) and asked[name] == asked[other]:

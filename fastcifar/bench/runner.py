@@ -12,11 +12,11 @@ from fastcifar.bench.distributed import Ranks, earlier_files, together
 from fastcifar.bench.plan import Plan, remaining
 from fastcifar.bench.results import Record, Results, differences, load
 from fastcifar.errors import Diverged, UsageError
-from fastcifar.recipes import parse as recipe
-from fastcifar.system import device as machine
-from fastcifar.training import flops, trainer
-from fastcifar.training.step import Training
-from fastcifar.training.trainer import Status
+from fastcifar.recipes.parse import eval_split
+from fastcifar.system.device import explain_oom
+from fastcifar.training.flops import rehearse
+from fastcifar.training.step import TrainState
+from fastcifar.training.trainer import Status, train
 
 
 @dataclass
@@ -98,8 +98,8 @@ def run_timed(plan: Plan, name: str, seed: int, warm: set[str], progress: Progre
     """
     began = time.monotonic()
     if not warm or (name not in warm and plan.device.type == "cuda"):
-        with machine.memory_errors(plan.device, plan.recipes[name].training.batch_size):
-            flops.rehearse(plan.recipes[name], plan.images(name), plan.device, plan.engine(name))
+        with explain_oom(plan.device, plan.recipes[name].training.batch_size):
+            rehearse(plan.recipes[name], plan.images(name), plan.device, plan.engine(name))
     warm.add(name)
 
     def watch(status: Status) -> None:
@@ -111,16 +111,16 @@ def run_timed(plan: Plan, name: str, seed: int, warm: set[str], progress: Progre
 def run_once(plan: Plan, name: str, seed: int, on_change: Callable[[Status], None]) -> Record:
     """One training as a line of the results file; one that diverges is a line too."""
     chosen = plan.recipes[name]
-    with machine.memory_errors(plan.device, chosen.training.batch_size):
+    with explain_oom(plan.device, chosen.training.batch_size):
         images = plan.images(name)
-        training = Training(chosen, images, plan.device, seed)
+        training = TrainState(chosen, images, plan.device, seed)
         try:
-            result = trainer.train(training, images, engine=plan.engine(name), on_change=on_change)
+            result = train(training, images, engine=plan.engine(name), on_change=on_change)
         except Diverged:
             return failed(plan, name, seed)
     keys = ("accuracy", "accuracy_no_tta", "train_s", "epochs_s", "eval_s", "peak_memory")
     found = {key: getattr(result, key) for key in keys}
-    return {**failed(plan, name, seed), "diverged": False, **found, "accuracy_on": recipe.judged_on(chosen)}
+    return {**failed(plan, name, seed), "diverged": False, **found, "accuracy_on": eval_split(chosen)}
 
 
 def failed(plan: Plan, name: str, seed: int) -> Record:

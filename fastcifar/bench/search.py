@@ -21,14 +21,13 @@ from itertools import takewhile
 from pathlib import Path
 
 from fastcifar import stats
-from fastcifar.bench import plan as bench
-from fastcifar.bench import runner
+from fastcifar.bench.plan import Plan, check_name, same
 from fastcifar.bench.results import Record, Results
-from fastcifar.bench.runner import Progress
-from fastcifar.data.dataset import hold_out
+from fastcifar.bench.runner import Progress, failed, run_timed
+from fastcifar.data.dataset import holdout_split
 from fastcifar.errors import DataError, MachineError, UsageError
-from fastcifar.model.network import create
-from fastcifar.recipes import parse as recipe
+from fastcifar.model.network import create_network
+from fastcifar.recipes.parse import merge_changes
 from fastcifar.recipes.schema import Recipe
 from fastcifar.stats import Estimate
 
@@ -71,7 +70,7 @@ class Rung:
 class Search:
     """What is to be searched: a bench of all candidates at all lengths, and the seconds it may take."""
 
-    plan: bench.Plan
+    plan: Plan
     names: list[str]  # the base, then the candidates
     seconds: float
     holdout: int  # images that accuracies are of
@@ -231,14 +230,14 @@ def candidates(path: Path, base: Recipe) -> dict[str, Recipe]:
     for name, changes in tree.items():
         if not isinstance(changes, Mapping):
             raise UsageError(f"In {path}, '{name}' must be a table [{name}] that holds what differs from the base.")
-        bench.check_name(name, str(path))
+        check_name(name, str(path))
         if name == BASE:
             raise UsageError(f"In {path}, a candidate is called '{BASE}', which the recipe itself is: rename it.")
-        changed = recipe.merge(base, changes, f"candidate '{name}' of {path}")
+        changed = merge_changes(base, changes, f"candidate '{name}' of {path}")
         if changed.data.holdout != base.data.holdout:
             raise UsageError(f"In {path}, '{name}' sets data.holdout: all are judged on the same images; use --set.")
         for other, settings in chosen.items():
-            if bench.same(changed, settings):
+            if same(changed, settings):
                 raise UsageError(f"In {path}, '{name}' is the same recipe as '{other}'.")
         chosen[name] = changed
     if len(chosen) == 1:
@@ -246,14 +245,14 @@ def candidates(path: Path, base: Recipe) -> dict[str, Recipe]:
     return chosen
 
 
-def prepare(chosen: Mapping[str, Recipe], plan: bench.Plan, engine: str, minutes: float) -> Search:
+def prepare(chosen: Mapping[str, Recipe], plan: Plan, engine: str, minutes: float) -> Search:
     """The search for these recipes, the base first; `plan` tells dataset, device and seeds.
 
     Raises UsageError for a network that cannot be built: not at the turn of its first run.
     """
     images = len(plan.dataset.train.images)
     holdout = chosen[BASE].data.holdout or min(HOLDOUT, images // 10)
-    hold_out(plan.dataset, holdout)
+    holdout_split(plan.dataset, holdout)
     recipes = {}
     for fraction in FRACTIONS:
         for name, each in chosen.items():
@@ -261,7 +260,7 @@ def prepare(chosen: Mapping[str, Recipe], plan: bench.Plan, engine: str, minutes
             data = dataclasses.replace(each.data, holdout=holdout)
             recipes[at(name, fraction)] = dataclasses.replace(each, training=training, data=data)
     for each in chosen.values():
-        create(each.network, len(plan.dataset.classes))
+        create_network(each.network, len(plan.dataset.classes))
     engines = dict.fromkeys(recipes, engine)
     plan = dataclasses.replace(plan, recipes=recipes, engines=engines)
     return Search(plan, list(chosen), 60 * minutes, holdout)
@@ -280,11 +279,11 @@ def run(search: Search, path: Path, on_change: Callable[[Progress], None] = lamb
             on_change(progress)
             began = time.monotonic()
             try:
-                line = runner.run_timed(search.plan, *task, warm, progress)
+                line = run_timed(search.plan, *task, warm, progress)
             except MachineError as error:
                 if task[0].partition("@")[0] == BASE:
                     raise
-                line = {**runner.failed(search.plan, *task), "error": str(error), "wall_s": time.monotonic() - began}
+                line = {**failed(search.plan, *task), "error": str(error), "wall_s": time.monotonic() - began}
             results.add(line)
         on_change(progress)
         return results.runs

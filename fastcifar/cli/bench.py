@@ -42,61 +42,62 @@ def bench(
 
     Example: fastcifar bench air94 slow=air94 --set slow:optimizer.filters.lr=0.2 --runs 50 --out lr.jsonl
     """
-    from fastcifar.bench import distributed as ranks
-    from fastcifar.bench import plan as benches
-    from fastcifar.bench import report as reports
-    from fastcifar.bench import results, runner
-    from fastcifar.cli.display import bench as bench_view
+    from fastcifar.bench.distributed import here
+    from fastcifar.bench.plan import Plan, default_path, named
+    from fastcifar.bench.report import summarize
+    from fastcifar.bench.results import reported
+    from fastcifar.bench.runner import make
+    from fastcifar.cli.display.bench import BenchView, introduction, markdown, screen_report
     from fastcifar.cli.display.screen import Screen
-    from fastcifar.system import device as machine
     from fastcifar.system import files
-    from fastcifar.training import engine as engines
-    from fastcifar.training import run as single
+    from fastcifar.system.device import busy_warning, device_name, pick_device, prepare_device
+    from fastcifar.training.engine import choose_engine
+    from fastcifar.training.run import check_seed, check_target
 
-    single.check_target(target)
-    single.check_seed(seed + runs)
+    check_target(target)
+    check_seed(seed + runs)
     if svg is not None:
         files.check_writable(svg)
-    us = ranks.here()
+    us = here()
     screen = Screen(as_json and us.first, quiet or not us.first)
     if report:
-        header, made = results.reported([Path(file) for file in recipes])
-        found = reports.summarize(made, list(header["recipes"]), target, margin if until_clear else None)
+        header, made = reported([Path(file) for file in recipes])
+        found = summarize(made, list(header["recipes"]), target, margin if until_clear else None)
         where = header["device"]
     else:
         if us.size > 1 and (out is None or until_clear):
             raise UsageError("Under torchrun a bench needs --out, which all ranks share, and --until-clear cannot be.")
-        chosen, asked = benches.named(recipes, settings or [], engine or [])
-        place = machine.pick_device(device or us.device())
-        machine.prepare(place, threads or us.threads())
-        if busy := machine.others_at_work(place):
+        chosen, asked = named(recipes, settings or [], engine or [])
+        place = pick_device(device or us.device())
+        prepare_device(place, threads or us.threads())
+        if busy := busy_warning(place):
             screen.warn(busy)
-        found_engines = {name: engines.choose(each, place) for name, each in asked.items()}
+        found_engines = {name: choose_engine(each, place) for name, each in asked.items()}
         for note in {note for _, note in found_engines.values() if note}:
             screen.warn(note)
         running = {name: each for name, (each, _) in found_engines.items()}
         seeds = range(seed, seed + runs)
-        plan = benches.Plan(chosen, obtain(dataset, screen), place, seeds, target, until_clear, margin, running)
-        path = out or benches.default_path(chosen)
-        where = machine.describe(place)
+        plan = Plan(chosen, obtain(dataset, screen), place, seeds, target, until_clear, margin, running)
+        path = out or default_path(chosen)
+        where = device_name(place)
         if us.first:
-            screen.note(bench_view.introduction(plan, where, path))
-        view = bench_view.BenchView(screen, plan)
+            screen.note(introduction(plan, where, path))
+        view = BenchView(screen, plan)
         try:
             with view:
-                made = runner.make(plan, path, us, view.update)
+                made = make(plan, path, us, view.update)
         except KeyboardInterrupt:
             kept = view.progress.runs if view.progress else []
             if kept:
-                screen.console.print(bench_view.screen_report(plan.report(kept)))
+                screen.console.print(screen_report(plan.report(kept)))
             raise Interrupted(f"Interrupted; {len(kept)} runs are kept in {path}: the same command goes on.") from None
         if not us.first:
             return errors.OK
         found = plan.report(made)
     if svg is not None:
-        from fastcifar.cli.display import svg as picture
+        from fastcifar.cli.display.svg import scatter
 
-        files.write_text(svg, picture.scatter(made, found))
-    shown = bench_view.markdown(found) if as_markdown else bench_view.screen_report(found)
+        files.write_text(svg, scatter(made, found))
+    shown = markdown(found) if as_markdown else screen_report(found)
     screen.result(shown, {**document("bench", where), "runs": made, **found.document()})
     return errors.TARGET_MISSED if found.missed else errors.OK

@@ -29,13 +29,13 @@ def download(
     """
     from fastcifar.cli.display.screen import Screen, facts
     from fastcifar.cli.display.training import ProgressView
-    from fastcifar.data import store as data
+    from fastcifar.data.store import dataset_path, download_dataset, import_dataset, remove_dataset, verify_dataset
 
     screen = Screen(as_json, quiet)
     if url is not None and source is not None:
         raise UsageError("--url and --from exclude each other: a dataset comes from one place.")
     if remove:
-        gone = data.remove(name or dataset)
+        gone = remove_dataset(name or dataset)
         screen.result(
             "\n".join(f"Removed {path}." for path in gone) or f"There is nothing of '{name or dataset}' to remove.",
             {**document("download"), "dataset": name or dataset, "removed": [str(path) for path in gone]},
@@ -43,16 +43,16 @@ def download(
         return
     with ProgressView(screen) as view:
         if source is not None:
-            found = data.import_from(source, dataset, name, view.update)
-        elif data.path_of(dataset).exists() and url is None:
-            found = data.verify(dataset, view.update)
+            found = import_dataset(source, dataset, name, view.update)
+        elif dataset_path(dataset).exists() and url is None:
+            found = verify_dataset(dataset, view.update)
             screen.note(f"{dataset} is here already; its content was hashed again and is right.")
         else:
-            found = data.download(dataset, url, view.update)
+            found = download_dataset(dataset, url, view.update)
     if not found.published:
         screen.note(f"'{found.name}' is not a published dataset: results on it compare with nobody else's.")
     images = len(found.train.images) + len(found.test.images)
-    path = str(data.path_of(found.name))
+    path = str(dataset_path(found.name))
     screen.result(
         facts(
             [

@@ -31,14 +31,14 @@ def evaluate(
     """
     from fastcifar.cli.display.screen import Screen
     from fastcifar.cli.display.training import evaluation_report
-    from fastcifar.model import checkpoint as store
     from fastcifar.model import classifier as inspection
-    from fastcifar.system import device as machine
+    from fastcifar.model.checkpoint import load_checkpoint
+    from fastcifar.system.device import device_name, pick_device, prepare_device
 
     screen = Screen(as_json, quiet)
-    place = machine.pick_device(device)
-    machine.prepare(place, threads)
-    model = inspection.Model(store.load_checkpoint(checkpoint), place, tta)
+    place = pick_device(device)
+    prepare_device(place, threads)
+    model = inspection.Classifier(load_checkpoint(checkpoint), place, tta)
     if images and dataset:
         raise UsageError("Images and --dataset exclude each other: one thing is evaluated at a time.")
     if images:
@@ -46,8 +46,8 @@ def evaluate(
     else:
         subject = inspection.from_dataset(obtain(dataset or model.dataset, screen), model)
     found = {
-        **document("eval", machine.describe(place)),
+        **document("eval", device_name(place)),
         "checkpoint": str(checkpoint),
-        **inspection.judge(model, subject, per_class, confusion),
+        **inspection.evaluate_images(model, subject, per_class, confusion),
     }
     screen.result(evaluation_report(found, model.classes), found)

@@ -43,14 +43,14 @@ def document(command: str, device: str | None = None) -> dict[str, Any]:
 def obtain(name: str, screen: Screen) -> Dataset:
     """The dataset of that name; a published one that is not here is downloaded."""
     from fastcifar.cli.display.training import ProgressView
-    from fastcifar.data import dataset as datasets
-    from fastcifar.data import store as data
+    from fastcifar.data.dataset import PUBLISHED
+    from fastcifar.data.store import MissingDataset, download_dataset, read_dataset
 
     try:
-        return data.load(name)
-    except data.MissingDataset:
-        if name not in datasets.PUBLISHED:
+        return read_dataset(name)
+    except MissingDataset:
+        if name not in PUBLISHED:
             raise
     screen.note(f"{name} is not on this machine yet.")
     with ProgressView(screen) as view:
-        return data.download(name, None, view.update)
+        return download_dataset(name, None, view.update)

@@ -46,42 +46,42 @@ def profile(
 
     Example: fastcifar profile hlb --vs hlb --set b:network.whiten.kernel=3
     """
-    from fastcifar.cli.display import profile as views
-    from fastcifar.cli.display import svg as picture
+    from fastcifar.cli.display.profile import check, comparison_report, report
     from fastcifar.cli.display.screen import Screen
-    from fastcifar.system import device as machine
+    from fastcifar.cli.display.svg import icicle
     from fastcifar.system import files
+    from fastcifar.system.device import busy_warning, device_name, pick_device, prepare_device
 
     screen = Screen(as_json, quiet)
-    views.check(by, sort)
+    check(by, sort)
     if versus is not None and (trace is not None or svg is not None or checkpoint is not None):
         raise UsageError("--vs shows tables of two recipes: it goes with none of --trace, --svg and --checkpoint.")
     for path in (trace, svg):
         if path is not None:
             files.check_writable(path)
-    from fastcifar.profiling import plan as study
-    from fastcifar.profiling import result
+    from fastcifar.profiling.plan import Study
+    from fastcifar.profiling.result import comparison
 
-    place = machine.pick_device(device)
-    machine.prepare(place, threads)
-    asked = study.Study(recipe, versus, checkpoint, settings or [], dataset, place, batch, engine or [])
-    if busy := machine.others_at_work(place):
+    place = pick_device(device)
+    prepare_device(place, threads)
+    asked = Study(recipe, versus, checkpoint, settings or [], dataset, place, batch, engine or [])
+    if busy := busy_warning(place):
         screen.warn(busy)
     screen.note(asked.introduction())
     profiles = asked.measure(steps, whole_run)
-    where = machine.describe(place)
+    where = device_name(place)
     common = {**document("profile", where), "dataset": asked.dataset.name}
     shared = (where, asked.dataset.name, screen.console.width)
     first = profiles[0]
     if versus is not None:
-        second, found = profiles[1], result.comparison(*profiles)
+        second, found = profiles[1], comparison(*profiles)
         sides = {"a": first.document(), "b": second.document(), "comparison": dataclasses.asdict(found)}
-        screen.result(views.comparison_report(first, second, found, *shared, top), {**common, **sides})
+        screen.result(comparison_report(first, second, found, *shared, top), {**common, **sides})
         return
     if trace is not None:
         import json
 
         files.write_text(trace, json.dumps({"traceEvents": first.events}))
     if svg is not None:
-        files.write_text(svg, picture.icicle(first, where))
-    screen.result(views.report(first, *shared, by, sort, depth, top), {**common, **first.document()})
+        files.write_text(svg, icicle(first, where))
+    screen.result(report(first, *shared, by, sort, depth, top), {**common, **first.document()})

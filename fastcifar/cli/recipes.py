@@ -20,26 +20,26 @@ def recipes(
     Example: fastcifar recipes air94 > mine.toml
     """
     from fastcifar.cli.display.screen import Screen, facts
-    from fastcifar.recipes import parse as recipe
+    from fastcifar.recipes.parse import read_recipe, recipe_names, recipe_to_dict, recipe_to_toml
 
     screen = Screen(as_json, quiet)
     if name is None:
-        listed = [recipe.load(known) for known in recipe.names()]
+        listed = [read_recipe(known) for known in recipe_names()]
         rows = [(item.name, item.summary) for item in listed]
         screen.result(facts(rows), [{"name": item, "summary": summary} for item, summary in rows])
         return
-    from fastcifar.training import flops as operations
+    from fastcifar.training.flops import count_flops, optimizer_flops
 
-    found = recipe.load(name, settings or ())
-    counted, updates = operations.count(found), operations.count_optimizer(found)
+    found = read_recipe(name, settings or ())
+    counted, updates = count_flops(found), optimizer_flops(found)
     screen.result(
         f"# {counted.total:.4g} operations on CIFAR-10, {updates:.3g} more in the optimizer; "
-        f"{counted.parameters:,} trained parameters.\n{recipe.to_toml(found)}".rstrip(),
+        f"{counted.parameters:,} trained parameters.\n{recipe_to_toml(found)}".rstrip(),
         {
             **document("recipes"),
             "name": found.name,
             "summary": found.summary,
-            "recipe": recipe.to_dict(found),
+            "recipe": recipe_to_dict(found),
             "flops": counted.total,
             "optimizer_flops": updates,
             "parameters": counted.parameters,

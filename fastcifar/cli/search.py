@@ -34,43 +34,43 @@ def search(
 
     Example: fastcifar search hive94 candidates.toml --minutes 20
     """
-    from fastcifar.bench import distributed as ranks
-    from fastcifar.bench import plan as bench
     from fastcifar.bench import search as searches
-    from fastcifar.cli.display import bench as search_view
+    from fastcifar.bench.distributed import here
+    from fastcifar.bench.plan import Plan
+    from fastcifar.cli.display.bench import SearchView, remark, report, search_introduction
     from fastcifar.cli.display.screen import Screen
-    from fastcifar.recipes import parse as recipe_files
-    from fastcifar.system import device as machine
-    from fastcifar.training import engine as engines
-    from fastcifar.training import run as single
+    from fastcifar.recipes.parse import read_recipe
+    from fastcifar.system.device import busy_warning, device_name, pick_device, prepare_device
+    from fastcifar.training.engine import choose_engine
+    from fastcifar.training.run import check_seed
 
     screen = Screen(as_json, quiet)
-    single.check_seed(seed)
-    if ranks.here().size > 1:
+    check_seed(seed)
+    if here().size > 1:
         raise UsageError("`search` is one process: under torchrun use `fastcifar bench`.")
-    chosen = searches.candidates(candidates, recipe_files.load(recipe, settings or ()))
-    place = machine.pick_device(device)
-    machine.prepare(place, threads)
-    running, note = engines.choose(engine or "auto", place)
-    for line in (note, machine.others_at_work(place)):
+    chosen = searches.candidates(candidates, read_recipe(recipe, settings or ()))
+    place = pick_device(device)
+    prepare_device(place, threads)
+    running, note = choose_engine(engine or "auto", place)
+    for line in (note, busy_warning(place)):
         if line:
             screen.warn(line)
-    plan = bench.Plan({}, obtain(dataset, screen), place, range(seed, 2**63))
+    plan = Plan({}, obtain(dataset, screen), place, range(seed, 2**63))
     asked = searches.prepare(chosen, plan, running, minutes)
-    where = machine.describe(place)
-    screen.note(search_view.search_introduction(asked, where, out))
-    view = search_view.SearchView(screen, asked)
+    where = device_name(place)
+    screen.note(search_introduction(asked, where, out))
+    view = SearchView(screen, asked)
     try:
         with view:
             made = searches.run(asked, out, view.update)
     except KeyboardInterrupt:
         kept = view.progress.runs if view.progress else []
         if kept:
-            screen.console.print(search_view.report(asked, kept))
+            screen.console.print(report(asked, kept))
         raise Interrupted(f"Interrupted; {len(kept)} runs are kept in {out}: the same command goes on.") from None
     found = {
         "runs": made,
         "rungs": [dataclasses.asdict(each) for each in asked.rungs(made)],
-        "remark": search_view.remark(asked, made),
+        "remark": remark(asked, made),
     }
-    screen.result(search_view.report(asked, made), {**document("search", where), **found})
+    screen.result(report(asked, made), {**document("search", where), **found})

@@ -45,41 +45,49 @@ def train(
 
     Example: fastcifar train tiny --dataset shapes
     """
-    from fastcifar.bench import distributed as ranks
+    from fastcifar.bench.distributed import here
     from fastcifar.cli.display.screen import Screen
     from fastcifar.cli.display.training import TrainView, summary
-    from fastcifar.model import checkpoint as store
-    from fastcifar.recipes import parse as recipe_files
-    from fastcifar.system import device as machine
-    from fastcifar.training import engine as engines
-    from fastcifar.training import run as runs
+    from fastcifar.model.checkpoint import recipe_of
+    from fastcifar.recipes.parse import default_recipe, read_recipe
+    from fastcifar.system.device import busy_warning, device_name, pick_device, prepare_device
+    from fastcifar.training.engine import choose_engine
+    from fastcifar.training.run import (
+        Run,
+        check_same_dataset,
+        check_same_kind,
+        check_seed,
+        check_target,
+        create_run_folder,
+        saved_state,
+    )
 
     screen = Screen(as_json, quiet)
-    runs.check_target(target)
-    runs.check_seed(seed)
-    if ranks.here().size > 1:
+    check_target(target)
+    check_seed(seed)
+    if here().size > 1:
         raise UsageError("`train` makes one run with one process: under torchrun use `fastcifar bench`.")
     if resume is not None:
         if recipe is not None or settings or out is not None or force:
             raise UsageError("--resume goes on with the run as it was: it takes no recipe, --set, --out or --force.")
-        saved = runs.saved_state(resume)
-        place = machine.pick_device(device or saved["device"])
-        runs.check_same_kind(saved, place)
-        machine.prepare(place, threads or saved["threads"])
-        chosen, note = engines.choose(engine or saved["engine"], place)
+        saved = saved_state(resume)
+        place = pick_device(device or saved["device"])
+        check_same_kind(saved, place)
+        prepare_device(place, threads or saved["threads"])
+        chosen, note = choose_engine(engine or saved["engine"], place)
         images = obtain(saved["dataset"]["name"], screen)
-        runs.check_same_dataset(saved, images)
-        run = runs.Run(store.recipe_of(saved, resume), images, place, saved["seed"], resume, chosen, saved["loop"])
+        check_same_dataset(saved, images)
+        run = Run(recipe_of(saved, resume), images, place, saved["seed"], resume, chosen, saved["loop"])
     else:
-        place = machine.pick_device(device)
-        found = recipe_files.load(recipe or recipe_files.default(place.type), settings or ())
-        machine.prepare(place, threads)
-        chosen, note = engines.choose(engine or "auto", place)
+        place = pick_device(device)
+        found = read_recipe(recipe or default_recipe(place.type), settings or ())
+        prepare_device(place, threads)
+        chosen, note = choose_engine(engine or "auto", place)
         images = obtain(dataset, screen)
-        run = runs.Run(found, images, place, seed, runs.create_run_folder(out, found.name, seed, force), chosen)
+        run = Run(found, images, place, seed, create_run_folder(out, found.name, seed, force), chosen)
     if note:
         screen.warn(note)
-    if busy := machine.others_at_work(place):
+    if busy := busy_warning(place):
         screen.warn(busy)
     view = TrainView(screen, "GPU" if place.type == "cuda" else place.type.upper(), eval_every > 0)
     try:
@@ -91,7 +99,7 @@ def train(
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(run.way_on()) from None
         raise
-    record = {**document("train", machine.describe(place)), **run.document(result)}
+    record = {**document("train", device_name(place)), **run.document(result)}
     shown = summary(result, record, str(run.folder))
     try:
         run.keep(record)

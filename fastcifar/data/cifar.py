@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastcifar.data import dataset as datasets
-from fastcifar.data.dataset import Dataset, Progress
+from fastcifar.data.dataset import PUBLISHED, Dataset, Progress, build_dataset
 from fastcifar.data.fetch import md5_of
 from fastcifar.data.images import in_order
 from fastcifar.errors import DataError
@@ -60,7 +59,7 @@ def read_archive(path: Path, dataset: str, progress: Progress) -> Dataset:
     """An official archive, read member by member; nothing is extracted to disk."""
     facts = published_facts(dataset)
     if (found := md5_of(path)) != facts.archive_md5:
-        for other in datasets.PUBLISHED:
+        for other in PUBLISHED:
             if found == published_facts(other).archive_md5:
                 raise DataError(f"{path} is the archive of {other}: add `--dataset {other}`.")
         raise DataError(
@@ -133,4 +132,4 @@ def read_batches(dataset: str, get: Callable[[str], bytes], source: str, progres
             progress("reading batches", done, total)
         splits.append(in_order(names, labels, np.concatenate(pixels).reshape(-1, 3, SIDE, SIDE)))
     train, test = splits
-    return datasets.describe(dataset, tuple(meta[facts.classes_key]), train, test, source, published=True)
+    return build_dataset(dataset, tuple(meta[facts.classes_key]), train, test, source, published=True)

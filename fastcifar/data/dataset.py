@@ -22,7 +22,7 @@ def subset(dataset: Dataset, keep: Tensor) -> Dataset:
     if not len(train.images):
         raise UsageError("A subset of no images cannot be trained on.")
     name = f"{len(train.images):,} of {dataset.name}"
-    digest = combine(digest_of(train), digest_of(dataset.test))
+    digest = combine_digests(digest_of(train), digest_of(dataset.test))
     return dataclasses.replace(dataset, name=name, train=train, digest=digest, published=False)
 
 
@@ -60,11 +60,11 @@ class Dataset:
     source: str
 
 
-def silent(what: str, done: int, total: int | None) -> None:
+def no_progress(what: str, done: int, total: int | None) -> None:
     """Progress that nobody watches."""
 
 
-def hold_out(dataset: Dataset, count: int) -> Dataset:
+def holdout_split(dataset: Dataset, count: int) -> Dataset:
     """The dataset with `count` of its training images in place of the test images, the same ones for every seed:
     what to judge by while one still chooses. With 0, the dataset itself.
 
@@ -82,7 +82,7 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
     return replace(dataset, train=kept, test=held, published=False)
 
 
-def check(dataset: Dataset) -> None:
+def check_dataset(dataset: Dataset) -> None:
     """Raise ValueError where a value is not of the kind, shape or range that belongs in a dataset."""
     if not all(isinstance(text, str) for text in (*dataset.classes, dataset.digest, dataset.source)):
         raise ValueError("text")
@@ -109,12 +109,12 @@ def digest_of(split: Split) -> str:
     return hashlib.sha256(rows.numpy().data).hexdigest()
 
 
-def combine(train: str, test: str) -> str:
+def combine_digests(train: str, test: str) -> str:
     """One digest of the two splits'."""
     return hashlib.sha256(f"{train}{test}".encode()).hexdigest()
 
 
-def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def pixel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over all pixels in 0..1, exact: from counts of the 256 values."""
     values = torch.arange(256, dtype=torch.float64) / 255
     means, stds = [], []
@@ -126,12 +126,12 @@ def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(means), tuple(stds)
 
 
-def describe(
+def build_dataset(
     name: str, classes: tuple[str, ...], train: Split, test: Split, source: str, published: bool = False
 ) -> Dataset:
     """A dataset with its digest and statistics; what hashes like CIFAR-10 is CIFAR-10, whatever it came in."""
     hashes = digest_of(train), digest_of(test)
-    mean, std = statistics(train.images)
+    mean, std = pixel_statistics(train.images)
     if hashes == HASHES.get("cifar10"):
         name, classes, published = "cifar10", CIFAR10_CLASSES, True
-    return Dataset(name, classes, train, test, mean, std, combine(*hashes), published, source)
+    return Dataset(name, classes, train, test, mean, std, combine_digests(*hashes), published, source)

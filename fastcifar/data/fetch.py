@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastcifar.data.dataset import Progress, silent
+from fastcifar.data.dataset import Progress, no_progress
 from fastcifar.errors import DataError
 
 SILENCE = 15.0  # seconds without a byte after which the other side counts as gone
@@ -22,7 +22,7 @@ class Broken(Exception):
     """The stream ended early; what came is kept."""
 
 
-def fetch(url: str, path: Path, md5: str, progress: Progress = silent) -> None:
+def fetch(url: str, path: Path, md5: str, progress: Progress = no_progress) -> None:
     """Download `url` to `path`, whose MD5 must be `md5`; an unfinished file is kept as `<path>.part` for the next try.
 
     Raises DataError where the server cannot be reached, stalls, refuses, or sends something else.

@@ -12,8 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from fastcifar.data import dataset as datasets
-from fastcifar.data.dataset import Dataset, Progress, Split
+from fastcifar.data.dataset import MOST_CLASSES, Dataset, Progress, Split, build_dataset
 from fastcifar.errors import DataError
 from fastcifar.recipes.schema import SIDE
 
@@ -41,7 +40,7 @@ def read_image_folder(root: Path, name: str, progress: Progress) -> Dataset:
     end = len(listing["train"])
     train = in_order(names[:end], labels[:end], pixels[:end])
     test = in_order(names[end:], labels[end:], pixels[end:])
-    return datasets.describe(name, tuple(classes), train, test, str(root))
+    return build_dataset(name, tuple(classes), train, test, str(root))
 
 
 def read_all(paths: list[Path], progress: Progress) -> np.ndarray:
@@ -79,10 +78,8 @@ def check_classes(root: Path) -> list[str]:
             raise DataError(
                 f"{root} has the class '{missing[0]}' in '{one}' but not in '{other}': both need the same classes."
             )
-    if not 2 <= len(found["train"]) <= datasets.MOST_CLASSES:
-        raise DataError(
-            f"{root}/train holds {len(found['train'])} class folders: 2 to {datasets.MOST_CLASSES} are needed."
-        )
+    if not 2 <= len(found["train"]) <= MOST_CLASSES:
+        raise DataError(f"{root}/train holds {len(found['train'])} class folders: 2 to {MOST_CLASSES} are needed.")
     return sorted(found["train"])
 
 
@@ -124,7 +121,7 @@ def read_pixels(path: Path) -> np.ndarray:
 EVALUATED_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
-def images_in(folder: Path) -> list[Path]:
+def list_image_files(folder: Path) -> list[Path]:
     """The image files in a folder, by name."""
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in EVALUATED_SUFFIXES)
     if not found:

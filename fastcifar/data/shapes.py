@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fastcifar.data.dataset import Dataset, Split, describe
+from fastcifar.data.dataset import Dataset, Split, build_dataset
 
 CLASSES = ("bars", "cross", "diamond", "disc", "frame", "plus", "ring", "square", "stripes", "triangle")
 TRAIN, TEST = 10_000, 2_000
@@ -36,11 +36,11 @@ class Bits:
         return raw.view(np.uint8)[:count].reshape(shape)
 
 
-def make(seed: int = 0) -> Dataset:
+def make_shapes(seed: int = 0) -> Dataset:
     """10,000 training and 2,000 test images, each class as often as another, in random order."""
     bits = Bits(seed)
     train, test = draw(bits, TRAIN), draw(bits, TEST)
-    return describe("shapes", CLASSES, train, test, source=f"drawn from seed {seed}")
+    return build_dataset("shapes", CLASSES, train, test, source=f"drawn from seed {seed}")
 
 
 def draw(bits: Bits, count: int) -> Split:

@@ -1,7 +1,7 @@
-"""Batches on the device: a plan draws one epoch's random numbers, render makes images of uint8 rows and a plan.
+"""Batches on the device: a plan draws one epoch's random numbers, `augment` makes images of uint8 rows and a plan.
 
 Nothing is kept between the two but the numbers: every engine sees the same augmentation, a CUDA graph can hold
-`render`, memory stays small, and a slow, obvious reference can check it.
+`augment`, memory stays small, and a slow, obvious reference can check it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastcifar.recipes.schema import SIDE, Data
 
 
 @dataclass(frozen=True)
-class Plan:
+class AugmentPlan:
     """What happens to each image of an epoch (or of a batch), in the order of training; None: nothing of the kind."""
 
     index: Tensor  # int64 (N,): the row in the dataset
@@ -26,13 +26,13 @@ class Plan:
     brightness: Tensor | None = None  # float32 (N,): added, in standard deviations
     contrast: Tensor | None = None  # float32 (N,): factor
 
-    def batch(self, start: int, size: int) -> Plan:
+    def batch(self, start: int, size: int) -> AugmentPlan:
         """The slice of `size` images from `start` on."""
         parts = {item.name: getattr(self, item.name) for item in fields(self)}
-        return Plan(**{name: part[start : start + size] for name, part in parts.items() if part is not None})
+        return AugmentPlan(**{name: part[start : start + size] for name, part in parts.items() if part is not None})
 
 
-class Planner:
+class AugmentSampler:
     """Draws the plans of a run from its generator, on the generator's device."""
 
     def __init__(self, data: Data, images: int, generator: Generator) -> None:
@@ -55,7 +55,7 @@ class Planner:
         device = self.generator.device
         return torch.randint(low, high + 1, (self.images, 2), generator=self.generator, device=device)
 
-    def plan(self, epoch: int) -> Plan:
+    def sample(self, epoch: int) -> AugmentPlan:
         """The plan of epoch 0, 1, …; draws new numbers at each call."""
         data = self.data
         index = torch.randperm(self.images, generator=self.generator, device=self.generator.device)
@@ -64,7 +64,7 @@ class Planner:
             flip = (self.mirrored ^ bool(epoch % 2))[index]
         elif data.flip == "random":
             flip = self._coins()
-        return Plan(
+        return AugmentPlan(
             index,
             flip,
             shift=self._pairs(-data.translate, data.translate) if data.translate else None,
@@ -74,8 +74,8 @@ class Planner:
         )
 
 
-def render(
-    images: Tensor, plan: Plan, mean: Tensor, std: Tensor, dtype: torch.dtype, cutout: int = 0, side: int = SIDE
+def augment(
+    images: Tensor, plan: AugmentPlan, mean: Tensor, std: Tensor, dtype: torch.dtype, cutout: int = 0, side: int = SIDE
 ) -> Tensor:
     """The planned images, augmented and normalised: (B, 3, side, side) of `dtype` in channels-last memory.
 

@@ -11,7 +11,7 @@ from torch import nn
 from fastcifar.data.dataset import Dataset
 from fastcifar.errors import DataError, FastcifarError
 from fastcifar.model.network import build_network
-from fastcifar.recipes import parse as recipes
+from fastcifar.recipes.parse import recipe_from_dict, recipe_to_dict
 from fastcifar.recipes.schema import Recipe
 from fastcifar.system import files
 from fastcifar.version import versions
@@ -39,7 +39,7 @@ def save_checkpoint(
         path,
         "checkpoint",
         {
-            "recipe": recipes.to_dict(recipe),
+            "recipe": recipe_to_dict(recipe),
             "dataset": dataset_facts(dataset),
             "seed": seed,
             "device": device.type,
@@ -59,7 +59,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def recipe_of(tree: dict[str, Any], path: Path | str = "the checkpoint") -> Recipe:
     """The recipe kept in a checkpoint or state; raises DataError for one that would run code of somebody's own."""
     try:
-        recipe = recipes.from_dict(tree["recipe"], where=str(path))
+        recipe = recipe_from_dict(tree["recipe"], where=str(path))
     except (KeyError, TypeError, FastcifarError) as error:
         raise DataError(f"The recipe in {path} cannot be used: {error}") from None
     for code in (recipe.network.factory, recipe.optimizer.factory):

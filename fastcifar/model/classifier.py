@@ -11,41 +11,41 @@ import torch
 from torch import Tensor
 
 from fastcifar.data.dataset import Dataset
-from fastcifar.data.images import images_in, read_image
+from fastcifar.data.images import list_image_files, read_image
 from fastcifar.errors import DataError, UsageError, nearest
-from fastcifar.model import checkpoint as store
-from fastcifar.model import predict as evaluate
+from fastcifar.model import predict
+from fastcifar.model.checkpoint import network_of, recipe_of
 
 LIKELIEST = 5
 
 
-class Model:
+class Classifier:
     """A network with what it needs to take images: their statistics, classes, and the way they are evaluated."""
 
     def __init__(self, checkpoint: dict[str, Any], device: torch.device, tta: str) -> None:
         facts = checkpoint["dataset"]
-        self.network = store.network_of(checkpoint, device)
+        self.network = network_of(checkpoint, device)
         self.dataset: str = facts["name"]
         self.digest: str = facts["digest"]
         self.classes: list[str] = facts["classes"]
         self.mean = torch.tensor(facts["mean"], dtype=torch.float32, device=device)
         self.std = torch.tensor(facts["std"], dtype=torch.float32, device=device)
         self.device = device
-        self.recipe = store.recipe_of(checkpoint).evaluation
+        self.recipe = recipe_of(checkpoint).evaluation
         self.tta = self.recipe.views if tta == "recipe" else tta
-        if self.tta not in evaluate.VIEWS:
-            raise UsageError(f"--tta is '{tta}'; {nearest(tta, ['recipe', *evaluate.VIEWS])}")
+        if self.tta not in predict.VIEWS:
+            raise UsageError(f"--tta is '{tta}'; {nearest(tta, ['recipe', *predict.VIEWS])}")
         if tta != "recipe":  # asked for by name: every image gets all of the views
             self.recipe = dataclasses.replace(self.recipe, views=self.tta, uncertain=1.0)  # type: ignore[arg-type]
 
     def logits(self, images: Tensor) -> Tensor:
         """Averaged logits (N, classes) of uint8 images (N, 3, 32, 32), on the CPU."""
-        found = evaluate.infer(self.network, images.to(self.device), self.mean, self.std, self.recipe)
+        found = predict.infer(self.network, images.to(self.device), self.mean, self.std, self.recipe)
         return found.averaged.cpu()
 
 
 @dataclass(frozen=True)
-class Subject:
+class LabelledImages:
     """Images to judge, uint8 (N, 3, 32, 32), with labels (N,) or with file names."""
 
     name: str
@@ -54,14 +54,14 @@ class Subject:
     files: tuple[str, ...] = ()
 
 
-def from_dataset(dataset: Dataset, model: Model) -> Subject:
+def from_dataset(dataset: Dataset, model: Classifier) -> LabelledImages:
     """The test images of a dataset with the model's classes."""
     if list(dataset.classes) != model.classes:
         raise UsageError(f"Dataset '{dataset.name}' has other classes than this network was trained on.")
-    return Subject(dataset.name, dataset.test.images, dataset.test.labels)
+    return LabelledImages(dataset.name, dataset.test.images, dataset.test.labels)
 
 
-def from_files(paths: list[Path], model: Model) -> Subject:
+def from_files(paths: list[Path], model: Classifier) -> LabelledImages:
     """Image files of any size; or one folder of class folders, whose names are the labels."""
     folders = [path for path in paths if path.is_dir()]
     if len(paths) == 1 and folders:
@@ -73,14 +73,14 @@ def from_files(paths: list[Path], model: Model) -> Subject:
                 raise DataError(
                     f"Folder {root / unknown[0]} is no class of this network; {nearest(unknown[0], model.classes)}"
                 )
-            files = [(path, model.classes.index(name)) for name in classes for path in images_in(root / name)]
-            return Subject(
+            files = [(path, model.classes.index(name)) for name in classes for path in list_image_files(root / name)]
+            return LabelledImages(
                 str(root), read_all([path for path, _ in files]), torch.tensor([label for _, label in files])
             )
-        paths = images_in(root)
+        paths = list_image_files(root)
     elif folders:
         raise UsageError(f"{folders[0]} is a folder: give one folder, or single image files.")
-    return Subject("files", read_all(paths), files=tuple(str(path) for path in paths))
+    return LabelledImages("files", read_all(paths), files=tuple(str(path) for path in paths))
 
 
 def read_all(paths: list[Path]) -> Tensor:
@@ -88,16 +88,16 @@ def read_all(paths: list[Path]) -> Tensor:
     return torch.stack([read_image(path) for path in paths])
 
 
-def judge(model: Model, subject: Subject, per_class: bool, confusion: bool) -> dict[str, Any]:
+def evaluate_images(model: Classifier, subject: LabelledImages, per_class: bool, confusion: bool) -> dict[str, Any]:
     """The accuracy where labels are known, what else was asked for, and the likeliest classes of single files."""
     logits = model.logits(subject.images)
     found: dict[str, Any] = {"dataset": subject.name, "images": len(logits), "tta": model.tta, "accuracy": None}
     if subject.labels is not None:
-        found["accuracy"] = evaluate.accuracy(logits, subject.labels)
+        found["accuracy"] = predict.accuracy(logits, subject.labels)
         if per_class:
-            found["per_class"] = dict(zip(model.classes, evaluate.per_class(logits, subject.labels), strict=True))
+            found["per_class"] = dict(zip(model.classes, predict.per_class(logits, subject.labels), strict=True))
         if confusion:
-            found["confusion"] = evaluate.confusion(logits, subject.labels)
+            found["confusion"] = predict.confusion(logits, subject.labels)
     if subject.files:
         rows = zip(subject.files, logits.softmax(1), strict=True)
         found["predictions"] = [{"file": file, "classes": likeliest(model.classes, row)} for file, row in rows]

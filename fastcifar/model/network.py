@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from fastcifar.errors import UsageError
-from fastcifar.recipes import plugins as factory
+from fastcifar.recipes.plugins import import_object
 from fastcifar.recipes.schema import Network as NetworkRecipe
 from fastcifar.recipes.schema import Norm, Recipe
 
@@ -240,11 +240,11 @@ def patch_covariance(images: Iterable[Tensor], kernel: int, centered: bool) -> T
     return moment - torch.outer(mean, mean) if centered else moment
 
 
-def create(recipe: NetworkRecipe, classes: int) -> nn.Module:
+def create_network(recipe: NetworkRecipe, classes: int) -> nn.Module:
     """The network of a recipe, built here or by the code that it names; raises UsageError where that gives none."""
     if not recipe.factory:
         return Network(recipe, classes)
-    network = factory.resolve(recipe.factory)(recipe, classes)
+    network = import_object(recipe.factory)(recipe, classes)
     if not isinstance(network, nn.Module):
         raise UsageError(f"'{recipe.factory}' gave no nn.Module but {type(network).__name__}.")
     return network
@@ -265,7 +265,7 @@ def precision(recipe: Recipe, device: torch.device) -> torch.dtype:
 
 def build_network(recipe: Recipe, classes: int, device: torch.device) -> nn.Module:
     """The recipe's network on the device, in its precision and channels-last memory; weights of our own are unset."""
-    network = create(recipe.network, classes)
+    network = create_network(recipe.network, classes)
     network.to(device=device, dtype=precision(recipe, device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.network.norm.precision == "float32":
         for module in network.modules():

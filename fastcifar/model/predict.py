@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastcifar.model.augment import Plan, render
+from fastcifar.model.augment import AugmentPlan, augment
 from fastcifar.recipes.schema import Evaluation
 
 VIEWS = {"none": 1, "flip": 2, "full": 6}
@@ -74,12 +74,12 @@ def _logits(
     dtype = next(network.parameters()).dtype
     parts = []
     for part in torch.split(index, size):
-        plan = Plan(
+        plan = AugmentPlan(
             part,
             flip=torch.ones_like(part, dtype=torch.bool) if mirrored else None,
             shift=torch.full((len(part), 2), shift, device=part.device) if shift else None,
         )
-        parts.append(network(render(images, plan, mean, std, dtype)).float())
+        parts.append(network(augment(images, plan, mean, std, dtype)).float())
     return torch.cat(parts)
 
 
@@ -88,7 +88,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return int((logits.argmax(1) == labels).sum()) / len(labels)
 
 
-def evaluations(recipe: Evaluation, images: int) -> int:
+def images_evaluated(recipe: Evaluation, images: int) -> int:
     """How many views of how many images the network sees in all."""
     more = images if recipe.uncertain >= 1 else int(recipe.uncertain * images)
     return images + more * (VIEWS[recipe.views] - 1)

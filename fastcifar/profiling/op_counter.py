@@ -22,7 +22,7 @@ from fastcifar.model.kernels import convolution as winograd
 from fastcifar.profiling.attribution import LOSS
 from fastcifar.training.annotations import LAYER, PHASE
 
-Place = tuple[str | None, str | None]  # phase and layer
+Scope = tuple[str | None, str | None]  # phase and layer
 OVERWRITING = ("copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_")  # in place, but nothing old is read
 FORMULAS = {
     **flop_registry,
@@ -33,7 +33,7 @@ FORMULAS = {
 
 
 @dataclass
-class Count:
+class OpCost:
     """What one layer asks for in one phase; a kernel here is an operator that reads or writes memory."""
 
     kernels: int = 0
@@ -45,16 +45,16 @@ class Count:
 class Content:
     """What a piece of memory holds since it was last written."""
 
-    writer: Place | None  # None: it was there before the step
-    readers: set[Place] = field(default_factory=set)
+    writer: Scope | None  # None: it was there before the step
+    readers: set[Scope] = field(default_factory=set)
 
 
-class Census(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OpCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts whatever runs inside it; `counts` holds the sums by phase and layer."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.counts: dict[Place, Count] = defaultdict(Count)
+        self.counts: dict[Scope, OpCost] = defaultdict(OpCost)
         self.ranges: list[str] = []
         self.makers: dict[int, str | None] = {}  # sequence number of an autograd node: the layer that made it
         self.node_layer: str | None = None
@@ -81,7 +81,7 @@ class Census(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.count_bytes(func, tree_leaves((args, kwargs)), tree_leaves(out), place)
         return out
 
-    def place(self) -> Place:
+    def place(self) -> Scope:
         """Where the operator being dispatched belongs."""
         phase = next((r.removeprefix(PHASE) for r in reversed(self.ranges) if r.startswith(PHASE)), None)
         layer = next((r.removeprefix(LAYER) for r in reversed(self.ranges) if r.startswith(LAYER)), None)
@@ -97,7 +97,7 @@ class Census(TorchDispatchMode):  # type: ignore[no-untyped-call]
             layer = self.node_layer
         return phase, layer
 
-    def count_bytes(self, func: Any, inputs: list[Any], outputs: list[Any], place: Place) -> None:
+    def count_bytes(self, func: Any, inputs: list[Any], outputs: list[Any], place: Scope) -> None:
         """Take up what an operator reads and writes; views and bare allocations do neither."""
         inputs = [each for each in inputs if isinstance(each, Tensor)]
         known = {address(each) for each in inputs}
@@ -117,7 +117,7 @@ class Census(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for each in fresh:
             self.memory[address(each)] = Content(place)
 
-    def read(self, tensor: Tensor, place: Place) -> None:
+    def read(self, tensor: Tensor, place: Scope) -> None:
         """Count a tensor once for each reader that is not its writer, and once for its writer when it has a reader."""
         content = self.memory.setdefault(address(tensor), Content(None))
         if place == content.writer or place in content.readers:

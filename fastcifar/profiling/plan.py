@@ -6,18 +6,17 @@ from pathlib import Path
 
 import torch
 
-from fastcifar.data import dataset as datasets
-from fastcifar.data import store as data
+from fastcifar.data.dataset import EMBEDDED, Dataset
+from fastcifar.data.store import MissingDataset, read_dataset
 from fastcifar.errors import MachineError, UsageError
-from fastcifar.model import checkpoint as store
+from fastcifar.model.checkpoint import load_checkpoint, network_of, recipe_of
 from fastcifar.profiling import profiler
-from fastcifar.profiling import targets as subjects
 from fastcifar.profiling.result import Profile
-from fastcifar.profiling.targets import Subject
-from fastcifar.recipes import parse as recipe
+from fastcifar.profiling.targets import Subject, run_of, subject_of, with_batch
+from fastcifar.recipes.parse import bind_overrides, default_recipe, read_recipe
 from fastcifar.recipes.schema import Recipe
-from fastcifar.system.device import out_of_memory, peak_memory
-from fastcifar.training import engine
+from fastcifar.system.device import is_oom, peak_memory
+from fastcifar.training.engine import bind_engines, choose_engine
 
 
 class Study:
@@ -39,24 +38,24 @@ class Study:
         if checkpoint is not None:
             if name is not None or settings:
                 raise UsageError("--checkpoint brings its recipe along: it takes no other recipe and no --set.")
-            tree = store.load_checkpoint(checkpoint)
-            self.weights = store.network_of(tree, device).state_dict()
-            recipes, kept = [store.recipe_of(tree, checkpoint)], tree["dataset"]
+            tree = load_checkpoint(checkpoint)
+            self.weights = network_of(tree, device).state_dict()
+            recipes, kept = [recipe_of(tree, checkpoint)], tree["dataset"]
             self.dataset = images(dataset, kept["name"])
             if len(self.dataset.classes) != len(kept["classes"]):
                 raise UsageError(f"Dataset '{self.dataset.name}' has other classes than this network was trained on.")
         else:
-            name = name or recipe.default(device.type)
+            name = name or default_recipe(device.type)
             if versus is None:
-                recipes = [recipe.load(name, settings)]
+                recipes = [read_recipe(name, settings)]
             else:
-                bound = recipe.bind(settings, ("a", "b"))
-                recipes = [recipe.load(name, bound["a"]), recipe.load(versus, bound["b"])]
+                bound = bind_overrides(settings, ("a", "b"))
+                recipes = [read_recipe(name, bound["a"]), read_recipe(versus, bound["b"])]
             self.dataset = images(dataset, "cifar10")
         self.asked = recipes
-        self.recipes = [subjects.with_batch(each, batch, device) for each in recipes]
-        chosen = engine.bind(engines, ("a", "b")[: len(recipes)], "eager")
-        self.engines = [engine.choose(each, device)[0] for each in chosen.values()]
+        self.recipes = [with_batch(each, batch, device) for each in recipes]
+        chosen = bind_engines(engines, ("a", "b")[: len(recipes)], "eager")
+        self.engines = [choose_engine(each, device)[0] for each in chosen.values()]
 
     def introduction(self) -> str:
         """One line before the start, that says where less is measured than a training does."""
@@ -69,7 +68,7 @@ class Study:
         return f"Profiling {names} on {self.dataset.name}: {' and '.join(map(str, batches))} images a step{less}"
 
     def subject(self, which: Recipe, engine: str) -> Subject:
-        return subjects.subject_of(which, self.dataset, self.device, self.weights, engine)
+        return subject_of(which, self.dataset, self.device, self.weights, engine)
 
     def measure(self, steps: int | None, whole_run: bool = False) -> list[Profile]:
         """The profiles, of a run's second step or of the mean of all its steps.
@@ -80,16 +79,16 @@ class Study:
         try:
             if not whole_run:
                 return profiler.measure([self.subject(*each) for each in sides], steps)
-            runs = [subjects.run_of(which, self.dataset, self.device, self.weights, engine) for which, engine in sides]
+            runs = [run_of(which, self.dataset, self.device, self.weights, engine) for which, engine in sides]
             return profiler.measure_runs(runs, steps)
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            if not is_oom(error):
                 raise
         # Outside the handler: the error would keep alive what filled the memory.
         peak = peak_memory(self.device) / 2**30
         largest, engine = max(sides, key=lambda side: side[0].training.batch_size)
         fits = profiler.fitting_batch(
-            lambda batch: self.subject(subjects.with_batch(largest, batch, self.device), engine),
+            lambda batch: self.subject(with_batch(largest, batch, self.device), engine),
             largest.training.batch_size,
         )
         raise MachineError(
@@ -98,12 +97,12 @@ class Study:
         )
 
 
-def images(asked: str | None, usual: str) -> datasets.Dataset:
+def images(asked: str | None, usual: str) -> Dataset:
     """The dataset asked for; or the usual one where it is here, else the embedded one: no time depends on what the
     images show."""
     if asked is not None:
-        return data.load(asked)
+        return read_dataset(asked)
     try:
-        return data.load(usual)
-    except data.MissingDataset:
-        return data.load(datasets.EMBEDDED)
+        return read_dataset(usual)
+    except MissingDataset:
+        return read_dataset(EMBEDDED)

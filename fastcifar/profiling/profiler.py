@@ -23,16 +23,15 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from fastcifar.profiling import attribution as trace
-from fastcifar.profiling import op_counter as census
 from fastcifar.profiling import roofline
-from fastcifar.profiling.attribution import Event, Work
+from fastcifar.profiling.attribution import Event, Work, annotated, attribute
 from fastcifar.profiling.breakdown import Breakdown, Rows
+from fastcifar.profiling.op_counter import OpCost, OpCounter, Scope
 from fastcifar.profiling.result import Layer, Profile, spread
 from fastcifar.profiling.roofline import Roofline
 from fastcifar.profiling.targets import Subject
-from fastcifar.system.device import out_of_memory
-from fastcifar.system.timing import seconds_of
+from fastcifar.system.device import is_oom
+from fastcifar.system.timing import time_call
 from fastcifar.training.annotations import LAYER, PHASES, ROOT, phase
 
 STEPS = {"cuda": 10}  # recorded steps; elsewhere 5
@@ -103,7 +102,7 @@ def fitting_batch(subject_for: Callable[[int], Subject], batch: int) -> int:
         try:
             subject_for(batch).run()
         except (MemoryError, RuntimeError) as error:
-            if not out_of_memory(error):
+            if not is_oom(error):
                 raise
         else:
             break
@@ -129,9 +128,9 @@ class Recorder:
             self.recorded_times, self.works = [], []
         if subject.plain is not None:
             _, events = self.recorded(subject.plain)
-            self.plain = trace.attribute(events, subject.device.type)
+            self.plain = attribute(events, subject.device.type)
 
-    def count(self) -> tuple[dict[census.Place, census.Count], dict[str, list[int]]]:
+    def count(self) -> tuple[dict[Scope, OpCost], dict[str, list[int]]]:
         """Run one step to count what it asks for, and to see the shapes of the layers' outputs; it warms up too."""
         outputs: dict[str, list[int]] = {}
 
@@ -143,7 +142,7 @@ class Recorder:
             return note
 
         hooks = [m.register_forward_hook(watch(name or ROOT)) for name, m in self.subject.network.named_modules()]
-        counting = census.Census()
+        counting = OpCounter()
         with layers(self.subject.network), counting:
             self.subject.run()
         for hook in hooks:
@@ -160,13 +159,13 @@ class Recorder:
             for _ in range(together):
                 self.subject.run()
 
-        self.step_times.append(seconds_of(steps, self.subject.device) / together)
+        self.step_times.append(time_call(steps, self.subject.device) / together)
 
     def record(self) -> None:
         """Run one recorded step and find out whose work it is."""
         taken, self.events = self.recorded(self.subject.run)
         self.recorded_times.append(taken)
-        self.works.append(trace.attribute(self.events, self.subject.device.type, self.plain))
+        self.works.append(attribute(self.events, self.subject.device.type, self.plain))
 
     def recorded(self, run: Callable[[], None]) -> tuple[float, list[Event]]:
         """The seconds that a step takes while it is recorded, and its events."""
@@ -178,7 +177,7 @@ class Recorder:
             layers(self.subject.network),
             torch.autograd.profiler.profile(use_device=use, use_kineto=True) as recording,
         ):
-            taken = seconds_of(run, device)
+            taken = time_call(run, device)
         return taken, events_of(recording)
 
     def profile(self, ceilings: Roofline) -> Profile:
@@ -204,7 +203,7 @@ class Recorder:
             phases=phases,
             layers=[self.layer(name, table, ceilings, whole) for name in table.names()],
             items=table.items,
-            events=trace.annotated(self.events, self.rows.names),
+            events=annotated(self.events, self.rows.names),
             step_times_ms=[1000 * time for time in self.step_times],
             layer_times_ms={name: table.totals(name) for name in table.names()},
         )
@@ -263,12 +262,12 @@ def blend(kinds: list[tuple[Recorder, float]]) -> Recorder:
         ]
         for step in zip(*(recorder.works for recorder in recorders), strict=True)
     ]
-    sums: dict[census.Place, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    sums: dict[Scope, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
     for recorder, share in kinds:
         for place, count in recorder.counts.items():
             asked = (count.kernels, count.flops, count.bytes)
             sums[place] = [before + share * more for before, more in zip(sums[place], asked, strict=True)]
-    whole.counts = {place: census.Count(*map(round, asked)) for place, asked in sums.items()}
+    whole.counts = {place: OpCost(*map(round, asked)) for place, asked in sums.items()}
     return whole
 
 

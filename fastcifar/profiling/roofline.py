@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastcifar.system.timing import seconds_of
+from fastcifar.system.timing import time_call
 
 REPETITIONS = 5  # the best counts: a ceiling is what the device can do, not what it does beside other work
 TINY_KERNELS = 200
@@ -66,4 +66,4 @@ def measure(device: torch.device, dtype: torch.dtype) -> Roofline:
 def best(work: Callable[[], object], device: torch.device) -> float:
     """Seconds of the quickest of some repetitions."""
     work()
-    return min(seconds_of(work, device) for _ in range(REPETITIONS))
+    return min(time_call(work, device) for _ in range(REPETITIONS))

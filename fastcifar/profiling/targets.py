@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from fastcifar.data.dataset import Dataset
 from fastcifar.recipes.schema import Recipe
-from fastcifar.training import engine as engines
-from fastcifar.training.step import Training
-from fastcifar.training.step import step as plain_step
+from fastcifar.training.engine import start_engine
+from fastcifar.training.step import TrainState
+from fastcifar.training.step import train_step as plain_step
 
 WHITENING_IMAGES = 500  # no time depends on how well the filters whiten
 CPU_BATCH = 128  # images a step on a CPU, where nothing else is asked: the parts keep their proportions
@@ -50,7 +50,7 @@ def subject_of(
 ) -> Subject:
     """The trainer's step on a recipe, always the same kind: the second of the run, with all that is trained then."""
     training = training_of(recipe, dataset, device, weights)
-    return subject_at(min(1, training.total_steps - 1), training, engines.start(engine, training), engine)
+    return subject_at(min(1, training.total_steps - 1), training, start_engine(engine, training), engine)
 
 
 def run_of(
@@ -64,19 +64,21 @@ def run_of(
     training = training_of(recipe, dataset, device, weights)
     kinds: dict[Any, list[int]] = defaultdict(list)
     for number in range(training.total_steps):
-        kinds[training.kind(number)].append(number)
-    step = engines.start(engine, training)
+        kinds[training.graph_key(number)].append(number)
+    step = start_engine(engine, training)
     # Not the first step of an epoch, which draws the epoch's random numbers too.
     chosen = [min(found, key=lambda number: number % training.steps_per_epoch == 0) for found in kinds.values()]
     shares = [len(found) / training.total_steps for found in kinds.values()]
     return [(subject_at(at, training, step, engine), share) for at, share in zip(chosen, shares, strict=True)]
 
 
-def training_of(recipe: Recipe, dataset: Dataset, device: torch.device, weights: dict[str, Tensor] | None) -> Training:
+def training_of(
+    recipe: Recipe, dataset: Dataset, device: torch.device, weights: dict[str, Tensor] | None
+) -> TrainState:
     """A training to take steps of; its whitening is set from few images."""
     few = dataclasses.replace(recipe.network.whiten, images=WHITENING_IMAGES)
     recipe = dataclasses.replace(recipe, network=dataclasses.replace(recipe.network, whiten=few))
-    training = Training(recipe, dataset, device, seed=0)
+    training = TrainState(recipe, dataset, device, seed=0)
     if weights is None:
         training.whiten()
     else:
@@ -85,7 +87,7 @@ def training_of(recipe: Recipe, dataset: Dataset, device: torch.device, weights:
     return training
 
 
-def subject_at(at: int, training: Training, step: Callable[[], None], engine: str) -> Subject:
+def subject_at(at: int, training: TrainState, step: Callable[[], None], engine: str) -> Subject:
     """Step `at` of a training, again and again."""
 
     def run() -> None:

@@ -21,17 +21,17 @@ from fastcifar.recipes.schema import SIDE, SMALLEST_SIDE, Optimizer, Recipe, Sgd
 FOLDER = Path(__file__).parent
 
 
-def names() -> list[str]:
+def recipe_names() -> list[str]:
     """The recipes that come with the program."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
-def default(device: str) -> str:
+def default_recipe(device: str) -> str:
     """The recipe that runs where none is named, by the type of the device."""
     return "fast94" if device == "cuda" else "quick90"
 
 
-def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
+def read_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe of that name, or in the TOML file at that path, with overrides `section.key=value` applied in order.
 
     Raises UsageError for an unknown recipe, a file that does not parse or extends itself, an unknown key or a value
@@ -40,30 +40,30 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     tree = _read(name, ())
     for override in overrides:
         _merge(tree, _parse_override(override))
-    return from_dict({"name": title(name), **tree}, where=f"recipe '{name}'")
+    return recipe_from_dict({"name": recipe_title(name), **tree}, where=f"recipe '{name}'")
 
 
-def change(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     """The recipe with overrides `section.key=value`, checked as `load` does."""
     changes: dict[str, Any] = {}
     for override in overrides:
         _merge(changes, _parse_override(override))
-    return merge(recipe, changes, f"recipe '{recipe.name}'")
+    return merge_changes(recipe, changes, f"recipe '{recipe.name}'")
 
 
-def judged_on(recipe: Recipe) -> str:
+def eval_split(recipe: Recipe) -> str:
     """Which images accuracies are of."""
     return f"{recipe.data.holdout:,} held-out training images" if recipe.data.holdout else "the test images"
 
 
-def merge(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
+def merge_changes(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Recipe:
     """The recipe with a tree of changes, checked; `where` stands in the error messages."""
-    tree = to_dict(recipe)
+    tree = recipe_to_dict(recipe)
     _merge(tree, changes)
-    return from_dict(tree, where)
+    return recipe_from_dict(tree, where)
 
 
-def bind(settings: Iterable[str], names: Sequence[str], option: str = "--set") -> dict[str, list[str]]:
+def bind_overrides(settings: Iterable[str], names: Sequence[str], option: str = "--set") -> dict[str, list[str]]:
     """What an option says of each of several recipes: `name:section.key=value` is for the one of that name, others for
     all.
 
@@ -82,24 +82,24 @@ def bind(settings: Iterable[str], names: Sequence[str], option: str = "--set") -
     return bound
 
 
-def from_dict(tree: Mapping[str, Any], where: str) -> Recipe:
+def recipe_from_dict(tree: Mapping[str, Any], where: str) -> Recipe:
     """The recipe in a tree of plain values, as `to_dict` gives it; `where` stands in the error messages."""
     recipe: Recipe = _build(Recipe, tree, where, "")
     _check_whole(recipe, where)
     return recipe
 
 
-def to_dict(recipe: Recipe) -> dict[str, Any]:
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain nested dictionaries, lists and values."""
     return {key: _plain(value) for key, value in dataclasses.asdict(recipe).items()}
 
 
-def to_toml(recipe: Recipe) -> str:
+def recipe_to_toml(recipe: Recipe) -> str:
     """The recipe, fully resolved, as TOML that `load` reads back to the same recipe."""
-    return "\n".join(_toml_lines(to_dict(recipe), "")).strip() + "\n"
+    return "\n".join(_toml_lines(recipe_to_dict(recipe), "")).strip() + "\n"
 
 
-def title(name: str) -> str:
+def recipe_title(name: str) -> str:
     return Path(name).stem if _is_path(name) else name
 
 
@@ -111,7 +111,7 @@ def _read(name: str, seen: tuple[Path, ...], base: Path | None = None) -> dict[s
     """The tree of a recipe with what it extends merged under it."""
     path = (base or Path()) / name if _is_path(name) else FOLDER / f"{name}.toml"
     if not _is_path(name) and not path.is_file():
-        raise UsageError(f"There is no recipe '{name}'; {nearest(name, names())}")
+        raise UsageError(f"There is no recipe '{name}'; {nearest(name, recipe_names())}")
     path = path.resolve()
     if path in seen:
         raise UsageError(f"Recipe file {path} extends itself, by way of {' -> '.join(p.stem for p in seen)}.")
@@ -277,4 +277,4 @@ def _toml_value(value: Any) -> str:
 
 def load_recipe(name: str | Recipe, *settings: str) -> Recipe:
     """A recipe by its name or its file's path, or one to be changed, with settings such as `training.epochs=2`."""
-    return change(name, settings) if isinstance(name, Recipe) else load(name, settings)
+    return override(name, settings) if isinstance(name, Recipe) else read_recipe(name, settings)

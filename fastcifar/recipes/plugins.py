@@ -11,7 +11,7 @@ from typing import Any
 from fastcifar.errors import UsageError
 
 
-def resolve(path: str) -> Callable[..., Any]:
+def import_object(path: str) -> Callable[..., Any]:
     """What `module:name` names; modules in the working folder are found too.
 
     Raises UsageError where there is no such module or name, or it cannot be called.

@@ -15,7 +15,7 @@ SMALLEST_SIDE = 16  # what three groups can still pool
 Activation = Literal["gelu", "silu", "relu", "celu"]
 
 
-def limited(default: Any, low: float, high: float = math.inf) -> Any:
+def bounded(default: Any, low: float, high: float = math.inf) -> Any:
     """A field whose value (each value, in a list) must lie in `low`..`high`, ends included."""
     return field(default=default, metadata={"low": low, "high": high})
 
@@ -24,9 +24,9 @@ def limited(default: Any, low: float, high: float = math.inf) -> Any:
 class Training:
     """Length, batches and loss of a run."""
 
-    epochs: float = limited(8.0, 1e-6, 10_000)  # may be a fraction: the last epoch is cut short
-    batch_size: int = limited(2000, 1, 1_000_000)  # images a step; the last, smaller batch of an epoch is dropped
-    label_smoothing: float = limited(0.2, 0, 0.999)
+    epochs: float = bounded(8.0, 1e-6, 10_000)  # may be a fraction: the last epoch is cut short
+    batch_size: int = bounded(2000, 1, 1_000_000)  # images a step; the last, smaller batch of an epoch is dropped
+    label_smoothing: float = bounded(0.2, 0, 0.999)
     precision: Literal["half", "bfloat16", "float32"] = "half"  # on CUDA; float32 everywhere else
 
 
@@ -35,35 +35,35 @@ class Data:
     """Which training images are learned, how they are augmented and how large they are."""
 
     flip: Literal["none", "random", "alternating"] = "alternating"
-    translate: int = limited(2, 0, 31)  # pixels, in each direction, over a reflected border
-    cutout: int = limited(0, 0, 32)  # side of a square of mean colour, pixels; 0: none
-    brightness: float = limited(0.0, 0, 10)  # largest shift, in standard deviations of the training pixels
-    contrast: float = limited(0.0, 0, 1)  # largest change of scale
+    translate: int = bounded(2, 0, 31)  # pixels, in each direction, over a reflected border
+    cutout: int = bounded(0, 0, 32)  # side of a square of mean colour, pixels; 0: none
+    brightness: float = bounded(0.0, 0, 10)  # largest shift, in standard deviations of the training pixels
+    contrast: float = bounded(0.0, 0, 1)  # largest change of scale
     resolution: Points = ((0.0, float(SIDE)),)  # side of the training images, pixels, over the run
-    holdout: int = limited(0, 0, 1_000_000)  # training images kept from training, to judge on in place of the test's
+    holdout: int = bounded(0, 0, 1_000_000)  # training images kept from training, to judge on in place of the test's
 
 
 @dataclass(frozen=True)
 class Whiten:
     """The first convolution, set from the covariance of image patches and never trained."""
 
-    kernel: int = limited(2, 1, 8)
-    padding: int = limited(0, 0, 7)
-    signs: int = limited(2, 1, 2)  # 2: each filter stands twice, the second time negated
+    kernel: int = bounded(2, 1, 8)
+    padding: int = bounded(0, 0, 7)
+    signs: int = bounded(2, 1, 2)  # 2: each filter stands twice, the second time negated
     bias: bool = True
     activation: Activation = "gelu"  # behind it, where no projection follows
-    eps: float = limited(5e-4, 0, 1)  # added to the eigenvalues
+    eps: float = bounded(5e-4, 0, 1)  # added to the eigenvalues
     centered: bool = False  # covariance about the mean patch, or second moment
-    images: int = limited(5000, 1, 10_000_000)  # random training images it is estimated on
+    images: int = bounded(5000, 1, 10_000_000)  # random training images it is estimated on
 
 
 @dataclass(frozen=True)
 class Norm:
     """Batch normalisation, with a trained bias and no trained scale."""
 
-    momentum: float = limited(0.4, 0, 1)  # weight of the newest batch in the running statistics
-    eps: float = limited(1e-12, 0, 1)
-    ghost: int = limited(0, 0, 1_000_000)  # images that share statistics in training; 0: the whole batch
+    momentum: float = bounded(0.4, 0, 1)  # weight of the newest batch in the running statistics
+    eps: float = bounded(1e-12, 0, 1)
+    ghost: int = bounded(0, 0, 1_000_000)  # images that share statistics in training; 0: the whole batch
     precision: Literal["float32", "same"] = "float32"  # of its statistics and bias: float32, or the network's
 
 
@@ -71,7 +71,7 @@ class Norm:
 class Head:
     """The last linear layer."""
 
-    scale: float = limited(0.0, 0)  # factor on the logits; 0: one over the number of inputs
+    scale: float = bounded(0.0, 0)  # factor on the logits; 0: one over the number of inputs
     unit_std: bool = True  # initial weights scaled to a standard deviation of one
 
 
@@ -80,11 +80,11 @@ class Network:
     """The layers, from the image to the logits."""
 
     whiten: Whiten = Whiten()
-    project: int = limited(0, 0, 4096)  # channels of a 1x1 convolution with norm after the whitening; 0: none
-    widths: tuple[int, ...] = limited((64, 256, 256), 1, 8192)  # channels of each conv group
-    convs: tuple[int, ...] = limited((2, 2, 2), 1, 16)  # convolutions in each conv group
+    project: int = bounded(0, 0, 4096)  # channels of a 1x1 convolution with norm after the whitening; 0: none
+    widths: tuple[int, ...] = bounded((64, 256, 256), 1, 8192)  # channels of each conv group
+    convs: tuple[int, ...] = bounded((2, 2, 2), 1, 16)  # convolutions in each conv group
     residual: bool = False  # add the input of a group's second convolution to its output
-    squeeze_excite: int = limited(0, 0, 1024)  # in groups of two or more: channels over this ratio; 0: none
+    squeeze_excite: int = bounded(0, 0, 1024)  # in groups of two or more: channels over this ratio; 0: none
     activation: Activation = "gelu"
     dirac: bool = True  # 3x3 filters begin as the identity on as many channels as come in
     norm: Norm = Norm()
@@ -96,9 +96,9 @@ class Network:
 class Sgd:
     """SGD with Nesterov momentum; a schedule that ends at zero before the run does freezes the parameters there."""
 
-    lr: float = limited(0.1, 0)
-    momentum: float = limited(0.85, 0, 0.9999)
-    weight_decay: float = limited(0.0, 0)  # as in PyTorch: weight_decay * parameter is added to the gradient
+    lr: float = bounded(0.1, 0)
+    momentum: float = bounded(0.85, 0, 0.9999)
+    weight_decay: float = bounded(0.0, 0)  # as in PyTorch: weight_decay * parameter is added to the gradient
     schedule: Points = LINEAR  # factor on lr
 
 
@@ -127,9 +127,9 @@ class Optimizer:
 class Ema:
     """Exponential moving average of all weights and running statistics over the end of the run."""
 
-    start: float = limited(1.0, 0, 1)  # fraction of the run; 1: no average
-    decay: float = limited(0.99, 0, 1)
-    every: int = limited(1, 1, 10_000)  # steps between two updates
+    start: float = bounded(1.0, 0, 1)  # fraction of the run; 1: no average
+    decay: float = bounded(0.99, 0, 1)
+    every: int = bounded(1, 1, 10_000)  # steps between two updates
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,9 @@ class Evaluation:
     """Test-time augmentation: one view; two with the mirror image; six with shifts by (-1, -1) and (1, 1)."""
 
     views: Literal["none", "flip", "full"] = "full"
-    shifted_weight: float = limited(0.5, 0, 1)  # together, of the four shifted views
-    uncertain: float = limited(1.0, 0, 1)  # share of the images, least certain first, that get more than one view
-    batch_size: int = limited(2000, 1, 1_000_000)
+    shifted_weight: float = bounded(0.5, 0, 1)  # together, of the four shifted views
+    uncertain: float = bounded(1.0, 0, 1)  # share of the images, least certain first, that get more than one view
+    batch_size: int = bounded(2000, 1, 1_000_000)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def pick_device(name: str | None) -> torch.device:
     return torch.device(kind)
 
 
-def prepare(device: torch.device, threads: int | None) -> None:
+def prepare_device(device: torch.device, threads: int | None) -> None:
     """Set what holds for the whole process, before the first tensor of any size."""
     if threads is not None:
         torch.set_num_threads(threads)
@@ -46,10 +46,10 @@ def prepare(device: torch.device, threads: int | None) -> None:
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
     else:
-        keep_memory()
+        tune_allocator()
 
 
-def keep_memory() -> None:
+def tune_allocator() -> None:
     """Have glibc keep freed memory, and the kernel give it in large pages.
 
     Every step allocates the same hundreds of megabytes; given back and fetched anew page by page they cost a step of
@@ -62,17 +62,17 @@ def keep_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def describe(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """The device in words: the name of the GPU, or the processor and its threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "mps":
         return "Apple GPU"
     threads = torch.get_num_threads()
-    return f"{processor()}, {threads} thread{'' if threads == 1 else 's'}"
+    return f"{processor_name()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
-def processor() -> str:
+def processor_name() -> str:
     """The name of the processor, as the system tells it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as info:
@@ -81,7 +81,7 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def others_at_work(device: torch.device) -> str | None:
+def busy_warning(device: torch.device) -> str | None:
     """One sentence where somebody else's work fills the device, so that times will not be its own; else None.
 
     To be asked before the device is used: a tenth of a GPU's memory taken (at least 1 GiB), or half of the
@@ -111,25 +111,25 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def forget_peak_memory(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Begin to watch for the peak anew, where that is possible."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def out_of_memory(error: Exception) -> bool:
+def is_oom(error: Exception) -> bool:
     """Whether this is one of the ways in which PyTorch runs out of memory."""
     texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of plain RuntimeErrors
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in texts)
 
 
 @contextmanager
-def memory_errors(device: torch.device, batch_size: int) -> Iterator[None]:
+def explain_oom(device: torch.device, batch_size: int) -> Iterator[None]:
     """Turn the ways in which PyTorch runs out of memory into an error that says what to try."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not is_oom(error):
             raise
         peak = peak_memory(device) / 2**30
         raise MachineError(

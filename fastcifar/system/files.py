@@ -113,7 +113,7 @@ def home() -> Path:
 
 
 @contextmanager
-def alone(lock: str) -> Iterator[None]:
+def home_lock(lock: str) -> Iterator[None]:
     """One process at a time in here; raises DataError where home cannot be written."""
     path = home() / lock
     with ExitStack() as held:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 
-class Mark:
+class Timestamp:
     """A point in the work of a device, made where the host stands now."""
 
     def __init__(self, device: torch.device) -> None:
@@ -34,18 +34,18 @@ class Mark:
         if self.event is not None:
             self.event.synchronize()
 
-    def seconds_since(self, earlier: Mark) -> float:
+    def seconds_since(self, earlier: Timestamp) -> float:
         """Device seconds from `earlier` to this mark, idle gaps included; both must have been reached."""
         if self.event is None or earlier.event is None:
             return self.wall - earlier.wall
         return float(earlier.event.elapsed_time(self.event)) / 1000
 
 
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+def time_call(work: Callable[[], object], device: torch.device) -> float:
     """Seconds that work takes on the device, waited for."""
-    before = Mark(device)
+    before = Timestamp(device)
     work()
-    after = Mark(device)
+    after = Timestamp(device)
     after.wait()
     return after.seconds_since(before)
 

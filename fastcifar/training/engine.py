@@ -13,18 +13,18 @@ from typing import Any
 import torch
 
 from fastcifar.errors import FastcifarError, MachineError, UsageError, nearest
-from fastcifar.model.augment import Plan
-from fastcifar.model.kernels import build as native
-from fastcifar.recipes import parse as recipe
+from fastcifar.model.augment import AugmentPlan
+from fastcifar.model.kernels.build import library, private_folder, warn_not_kept
+from fastcifar.recipes.parse import bind_overrides
 from fastcifar.training.annotations import phase
 from fastcifar.training.optim import Optimizer
-from fastcifar.training.step import Training, step, work
+from fastcifar.training.step import TrainState, forward_backward_update, train_step
 
 ENGINES = ("eager", "compiled", "graph", "auto")
 KERNELS = ("convolution", "norm_act", "augment")  # of the compiled engine on a CPU
 
 
-def choose(asked: str, device: torch.device) -> tuple[str, str]:
+def choose_engine(asked: str, device: torch.device) -> tuple[str, str]:
     """The engine that is going to run, and one sentence where `auto` could not take the one it wanted.
 
     Raises UsageError for a name that is none, MachineError with the reason where the named one cannot run here.
@@ -35,31 +35,31 @@ def choose(asked: str, device: torch.device) -> tuple[str, str]:
         # On CUDA eager is what was measured so far; nobody has yet seen the others keep their promise there.
         if device.type != "cpu":
             return "eager", ""
-        if missing := lacks("compiled", device):
+        if missing := missing_requirement("compiled", device):
             return "eager", f"The eager engine runs, slower than the compiled one: {missing}."
         return "compiled", ""
-    if missing := lacks(asked, device):
+    if missing := missing_requirement(asked, device):
         raise MachineError(f"The {asked} engine cannot run here: {missing}; use --engine eager.")
     return asked, ""
 
 
-def bind(asked: Iterable[str], names: Sequence[str], default: str) -> dict[str, str]:
+def bind_engines(asked: Iterable[str], names: Sequence[str], default: str) -> dict[str, str]:
     """The engine of each of several recipes: `name:engine` is for the one of that name, `engine` for all others.
 
     Raises UsageError for a name that is none of them.
     """
     general_first = sorted(asked, key=lambda each: ":" in each)
-    return {name: [default, *given][-1] for name, given in recipe.bind(general_first, names, "--engine").items()}
+    return {name: [default, *given][-1] for name, given in bind_overrides(general_first, names, "--engine").items()}
 
 
-def lacks(engine: str, device: torch.device) -> str | None:
+def missing_requirement(engine: str, device: torch.device) -> str | None:
     """Why an engine cannot run on this device; None where it can."""
     if engine == "graph" and device.type != "cuda":
         return f"a CUDA graph needs a CUDA device, and this is {device.type}"
     if engine == "compiled" and device.type == "cpu":
         try:
             for name in KERNELS:
-                native.library(name)
+                library(name)
         except (FastcifarError, OSError) as error:
             return str(error)
     if engine == "compiled" and device.type == "cuda" and not has_triton():
@@ -76,45 +76,44 @@ def has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def start(engine: str, training: Training) -> Callable[[], None]:
+def start_engine(engine: str, training: TrainState) -> Callable[[], None]:
     """Prepare a training for an engine that `choose` gave; returns what makes one step.
 
     On a CPU compiled kernels are our own, for images, convolutions, pooling, norms and activations; on CUDA they are
     `torch.compile`'s.
     """
     if engine == "compiled" and training.device.type == "cpu":
-        from fastcifar.model.kernels import augment as rendering
-        from fastcifar.model.kernels import convolution as winograd
-        from fastcifar.model.kernels import norm_act as pointwise
+        from fastcifar.model.kernels import convolution, norm_act
+        from fastcifar.model.kernels.augment import augment_cpu
 
-        native.library("augment")
-        training.render_images = rendering.render
-        winograd.install(training.network)
-        pointwise.install(training.network)
+        library("augment")
+        training.augment_images = augment_cpu
+        convolution.install(training.network)
+        norm_act.install(training.network)
     elif engine == "compiled":
         try:
-            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(native.private_folder()))
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(private_folder()))
         except OSError as error:
-            native.warn_not_kept(error)
+            warn_not_kept(error)
         training.network.compile(dynamic=False)
     elif engine == "graph":
         return Graphs(training).step
-    return lambda: step(training)
+    return lambda: train_step(training)
 
 
 class Graphs:
-    """Steps as CUDA graphs, one for each kind of step that comes more than once.
+    """Steps as CUDA graphs, one for each key of step that comes more than once.
 
-    The first step of a kind runs as it is, which prepares all that a capture must not meet for the first time; the
+    The first step of a key runs as it is, which prepares all that a capture must not meet for the first time; the
     second is captured, and replayed from then on. Both count, so nothing has to be undone.
     """
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: TrainState) -> None:
         if not isinstance(training.optimizer, Optimizer):
             raise UsageError("An optimizer of one's own decides on the host: a CUDA graph cannot hold it.")
         self.training = training
         self.graphs: dict[Any, torch.cuda.CUDAGraph | None] = {}
-        self.part: Plan | None = None  # where the graphs read their batch's plan
+        self.plan: AugmentPlan | None = None  # where the graphs read their batch's plan
 
     def step(self) -> None:
         """One update of the weights."""
@@ -122,26 +121,26 @@ class Graphs:
         with phase("optimizer"):
             training.optimizer.begin(training.step)
         with phase("data"):
-            self.take(training.part())
-        assert self.part is not None
-        kind = training.kind(training.step)
-        if kind not in self.graphs:
-            self.graphs[kind] = None
-            work(training, self.part)
+            self.take(training.batch_plan())
+        assert self.plan is not None
+        key = training.graph_key(training.step)
+        if key not in self.graphs:
+            self.graphs[key] = None
+            forward_backward_update(training, self.plan)
         else:
-            if (graph := self.graphs[kind]) is None:
-                graph = self.graphs[kind] = torch.cuda.CUDAGraph()
+            if (graph := self.graphs[key]) is None:
+                graph = self.graphs[key] = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph):
-                    work(training, self.part)
+                    forward_backward_update(training, self.plan)
             graph.replay()
         training.step += 1
 
-    def take(self, part: Plan) -> None:
+    def take(self, part: AugmentPlan) -> None:
         """Copy a batch's plan to where the graphs read it; nothing leaves the device."""
-        if self.part is None:
+        if self.plan is None:
             given = {item.name: getattr(part, item.name) for item in fields(part)}
-            self.part = Plan(**{name: tensor.clone() for name, tensor in given.items() if tensor is not None})
+            self.plan = AugmentPlan(**{name: tensor.clone() for name, tensor in given.items() if tensor is not None})
             return
         for item in fields(part):
             if (source := getattr(part, item.name)) is not None:
-                getattr(self.part, item.name).copy_(source)
+                getattr(self.plan, item.name).copy_(source)

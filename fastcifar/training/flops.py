@@ -10,18 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.data.dataset import Dataset
-from fastcifar.model import predict as evaluate
-from fastcifar.model.network import create, trained_parameters
-from fastcifar.model.predict import evaluations
+from fastcifar.model.network import create_network, trained_parameters
+from fastcifar.model.predict import images_evaluated, infer
 from fastcifar.recipes.schema import SIDE, Recipe
-from fastcifar.system.timing import seconds_of
-from fastcifar.training import engine as engines
-from fastcifar.training.optim import Foreign, Optimizer, make_optimizer
-from fastcifar.training.step import Training, sides, total_steps
+from fastcifar.system.timing import time_call
+from fastcifar.training.engine import start_engine
+from fastcifar.training.optim import ExternalOptimizer, Optimizer, make_optimizer
+from fastcifar.training.step import TrainState, resolutions, total_steps
 
 
 @dataclass(frozen=True)
-class Operations:
+class RunFlops:
     """Floating-point operations of a whole run, as `torch.utils.flop_counter` counts (a multiply-add is two)."""
 
     training: int  # forward and backward
@@ -34,21 +33,21 @@ class Operations:
         return self.training + self.evaluation
 
 
-def count(recipe: Recipe, classes: int = 10, train_images: int = 50_000, test_images: int = 10_000) -> Operations:
+def count_flops(recipe: Recipe, classes: int = 10, train_images: int = 50_000, test_images: int = 10_000) -> RunFlops:
     """Count once for each stretch of steps in which the same parameters are trained, on images of the same size."""
     batch, steps = min(recipe.training.batch_size, train_images), total_steps(recipe, train_images)
     network, optimizer = sample_network(recipe, classes, steps)
     parameters = trained_parameters(network)
     training = forward = 0
-    side = sides(recipe, steps)
-    for start, end in stretches(optimizer, side):
+    side = resolutions(recipe, steps)
+    for start, end in constant_spans(optimizer, side):
         optimizer.begin(start)
-        training += sum(count_image(network, side[start])) * batch * (end - start)
-    forward, _ = count_image(network, SIDE)
-    return Operations(training, forward * evaluations(recipe.evaluation, test_images), parameters)
+        training += sum(image_flops(network, side[start])) * batch * (end - start)
+    forward, _ = image_flops(network, SIDE)
+    return RunFlops(training, forward * images_evaluated(recipe.evaluation, test_images), parameters)
 
 
-def count_image(network: nn.Module, side: int) -> tuple[int, int]:
+def image_flops(network: nn.Module, side: int) -> tuple[int, int]:
     """Forward and backward operations for one image of `side` x `side` pixels, in convolutions and linear layers.
 
     The same numbers as the flop counter's (a test holds them together), which takes seconds to import: a layer's
@@ -71,13 +70,13 @@ def count_image(network: nn.Module, side: int) -> tuple[int, int]:
     return forward, backward
 
 
-def count_optimizer(recipe: Recipe, classes: int = 10, train_images: int = 50_000) -> int:
+def optimizer_flops(recipe: Recipe, classes: int = 10, train_images: int = 50_000) -> int:
     """The operations of all updates, which are given apart."""
     from torch.utils.flop_counter import FlopCounterMode
 
     steps, total = total_steps(recipe, train_images), 0
     _, optimizer = sample_network(recipe, classes, steps)
-    for start, end in stretches(optimizer, sides(recipe, steps)):
+    for start, end in constant_spans(optimizer, resolutions(recipe, steps)):
         optimizer.begin(start)
         with FlopCounterMode(display=False) as counter:
             optimizer.update(start)
@@ -85,13 +84,13 @@ def count_optimizer(recipe: Recipe, classes: int = 10, train_images: int = 50_00
     return total
 
 
-def sample_network(recipe: Recipe, classes: int, steps: int) -> tuple[nn.Module, Optimizer | Foreign]:
+def sample_network(recipe: Recipe, classes: int, steps: int) -> tuple[nn.Module, Optimizer | ExternalOptimizer]:
     """A network in float32 on the CPU, in evaluation mode: no batch statistics are needed to count."""
-    network = create(recipe.network, classes).eval()
+    network = create_network(recipe.network, classes).eval()
     return network, make_optimizer(network, recipe.optimizer, steps)
 
 
-def stretches(optimizer: Optimizer | Foreign, sides: list[int]) -> list[tuple[int, int]]:
+def constant_spans(optimizer: Optimizer | ExternalOptimizer, sides: list[int]) -> list[tuple[int, int]]:
     """The runs of steps in which the same parameters are trained on images of the same side, as first step and end."""
     steps = len(sides)
     ends = {group.trained_steps for group in optimizer.groups}
@@ -111,23 +110,23 @@ def rehearse(recipe: Recipe, dataset: Dataset, device: torch.device, engine: str
     """
     images, batch = len(dataset.train.images), min(recipe.training.batch_size, len(dataset.train.images))
     if device.type == "cuda":
-        scratch = Training(recipe, dataset, device, seed=0)
+        scratch = TrainState(recipe, dataset, device, seed=0)
         scratch.whiten()
-        step = engines.start(engine, scratch)
+        step = start_engine(engine, scratch)
         step()
         test = dataset.test.images.to(device)
-        evaluate.infer(scratch.network, test, scratch.mean, scratch.std, recipe.evaluation)
+        infer(scratch.network, test, scratch.mean, scratch.std, recipe.evaluation)
         scratch.network.train()
         step()
-        a_step = seconds_of(step, device)
+        a_step = time_call(step, device)
         an_image = a_step / batch
     else:
-        few, more = (seconds_of(small_step(recipe, dataset, device, engine, count), device) for count in REHEARSALS)
+        few, more = (time_call(small_step(recipe, dataset, device, engine, count), device) for count in REHEARSALS)
         an_image = max(0.0, more - few) / (REHEARSALS[1] - REHEARSALS[0])
         a_step = few + an_image * (batch - REHEARSALS[0])
     # A forward pass is about a third of a step; the time of an image goes with its pixels.
-    views = evaluate.evaluations(recipe.evaluation, len(dataset.test.images))
-    side = sides(recipe, total_steps(recipe, images))
+    views = images_evaluated(recipe.evaluation, len(dataset.test.images))
+    side = resolutions(recipe, total_steps(recipe, images))
     areas = [(each / side[0]) ** 2 for each in (*side, SIDE)]
     return a_step * sum(areas[:-1]) + an_image * areas[-1] * views / 3
 
@@ -142,6 +141,6 @@ def small_step(
         training=dataclasses.replace(recipe.training, batch_size=batch_size),
         network=dataclasses.replace(recipe.network, norm=norm),
     )
-    step = engines.start(engine, Training(small, dataset, device, seed=0))
+    step = start_engine(engine, TrainState(small, dataset, device, seed=0))
     step()
     return step

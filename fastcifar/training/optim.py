@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.errors import UsageError
-from fastcifar.recipes import plugins as factory
 from fastcifar.recipes import schedule, schema
+from fastcifar.recipes.plugins import import_object
 from fastcifar.training import annotations as ranges
 
 
 @dataclass
-class Group:
+class ParameterGroup:
     """Parameters that share their settings, and their momentum buffers (of the same shapes and types)."""
 
     name: str
@@ -36,7 +36,7 @@ class Optimizer:
 
     def __init__(self, network: nn.Module, recipe: schema.Optimizer, steps: int) -> None:
         device = next(network.parameters()).device
-        members = sort_parameters(network)
+        members = parameter_groups(network)
         rates, self.groups = [], []
         for name, named in members.items():
             if not named:
@@ -46,7 +46,9 @@ class Optimizer:
             factors = schedule.over_steps(settings.schedule, steps)
             rates.append([settings.lr * factor for factor in factors])
             momenta = [torch.zeros_like(parameter) for parameter in parameters]
-            self.groups.append(Group(name, settings, names, parameters, momenta, schedule.trained_steps(factors)))
+            self.groups.append(
+                ParameterGroup(name, settings, names, parameters, momenta, schedule.trained_steps(factors))
+            )
         self.rates = torch.tensor(rates, dtype=torch.float32).T.contiguous().to(device)  # (steps, groups)
         self.now = torch.zeros(len(rates), device=device)  # the row of the current step
         self.filter_rates = rates[0]
@@ -62,7 +64,7 @@ class Optimizer:
                 if not trained:
                     parameter.grad = None
 
-    def kind(self, step: int) -> Any:
+    def graph_key(self, step: int) -> Any:
         """What tells steps apart: which groups are trained, and whether filters are rescaled."""
         return tuple(step < group.trained_steps for group in self.groups), self.renormalize[step]
 
@@ -95,10 +97,10 @@ class Optimizer:
             torch._foreach_copy_(group.momenta, momenta)
 
 
-class Foreign:
+class ExternalOptimizer:
     """PyTorch optimizers of one's own, in the place of `Optimizer`: one, or one with the scheduler of its rates."""
 
-    groups: tuple[Group, ...] = ()  # nothing is known of what it freezes
+    groups: tuple[ParameterGroup, ...] = ()  # nothing is known of what it freezes
 
     def __init__(self, given: Any, source: str) -> None:
         self.optimizer, self.scheduler = given if isinstance(given, tuple) else (given, None)
@@ -108,7 +110,7 @@ class Foreign:
     def begin(self, step: int) -> None:
         """Nothing is frozen, and the scheduler has set the rates."""
 
-    def kind(self, step: int) -> Any:
+    def graph_key(self, step: int) -> Any:
         """Nothing is known that tells steps apart."""
 
     def update(self, step: int) -> None:
@@ -133,14 +135,14 @@ class Foreign:
             self.scheduler.load_state_dict(state[1])
 
 
-def make_optimizer(network: nn.Module, recipe: schema.Optimizer, steps: int) -> Optimizer | Foreign:
+def make_optimizer(network: nn.Module, recipe: schema.Optimizer, steps: int) -> Optimizer | ExternalOptimizer:
     """The optimizer of a recipe, ours or what the code that it names makes of (network, section, steps)."""
     if not recipe.factory:
         return Optimizer(network, recipe, steps)
-    return Foreign(factory.resolve(recipe.factory)(network, recipe, steps), recipe.factory)
+    return ExternalOptimizer(import_object(recipe.factory)(network, recipe, steps), recipe.factory)
 
 
-def sort_parameters(network: nn.Module) -> dict[str, dict[str, Tensor]]:
+def parameter_groups(network: nn.Module) -> dict[str, dict[str, Tensor]]:
     """Every trained parameter by its name, under the name of its section of the recipe."""
     members: dict[str, dict[str, Tensor]] = {"filters": {}, "head": {}, "biases": {}, "whiten_bias": {}}
     for name, parameter in network.named_parameters():
@@ -164,7 +166,7 @@ def renormalized_steps(every: schedule.Points, steps: int) -> list[bool]:
     return flags
 
 
-def nesterov(group: Group, gradients: list[Tensor]) -> list[Tensor]:
+def nesterov(group: ParameterGroup, gradients: list[Tensor]) -> list[Tensor]:
     """Take the gradients into the momentum and look ahead, as PyTorch's SGD does; returns the new directions."""
     momentum = group.settings.momentum
     torch._foreach_mul_(group.momenta, momentum)
@@ -172,12 +174,12 @@ def nesterov(group: Group, gradients: list[Tensor]) -> list[Tensor]:
     return list(torch._foreach_add(gradients, group.momenta, alpha=momentum))
 
 
-def gradients_of(group: Group) -> list[Tensor]:
+def gradients_of(group: ParameterGroup) -> list[Tensor]:
     """The gradients of a group; one that backward never reached counts as zero."""
     return [torch.zeros_like(p) if p.grad is None else p.grad for p in group.parameters]
 
 
-def sgd(group: Group, rate: Tensor) -> None:
+def sgd(group: ParameterGroup, rate: Tensor) -> None:
     """SGD with Nesterov momentum and weight decay; `rate` is a float32 scalar on the device."""
     gradients = gradients_of(group)
     if group.settings.weight_decay:
@@ -187,7 +189,7 @@ def sgd(group: Group, rate: Tensor) -> None:
     torch._foreach_sub_(group.parameters, directions)
 
 
-def muon(group: Group, rate: Tensor, renormalize: bool) -> None:
+def muon(group: ParameterGroup, rate: Tensor, renormalize: bool) -> None:
     """Muon (Jordan et al., 2024): the momentum's direction, orthogonalised, filter by filter.
 
     `renormalize` first scales each filter bank to the norm of one with unit rows, so that the update's share of the
@@ -254,7 +256,7 @@ class Ema:
         self.sources = [tensor for tensor in network.state_dict().values() if tensor.is_floating_point()]
         self.averages = [tensor.clone() for tensor in self.sources] if self.first < steps else []
 
-    def kind(self, step: int) -> str:
+    def graph_key(self, step: int) -> str:
         """What `update` does after a step: nothing, begin, or average."""
         if step < self.first or (step - self.first) % self.every:
             return "nothing"
@@ -263,7 +265,7 @@ class Ema:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """After the update of `step`: take the new weights in, where this step does."""
-        kind = self.kind(step)
+        kind = self.graph_key(step)
         if kind == "begin":
             torch._foreach_copy_(self.averages, self.sources)
         elif kind == "average":

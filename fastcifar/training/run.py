@@ -13,22 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcifar.data import dataset as datasets
-from fastcifar.data.dataset import Dataset, Split, hold_out
+from fastcifar.data.dataset import Dataset, Split, holdout_split
 from fastcifar.data.store import load_dataset
 from fastcifar.errors import DataError, UsageError
-from fastcifar.model import checkpoint as store
-from fastcifar.model import predict as evaluate
-from fastcifar.model.checkpoint import CHECKPOINT, RECORD, STATE
+from fastcifar.model.checkpoint import CHECKPOINT, RECORD, STATE, dataset_facts, save_checkpoint
+from fastcifar.model.predict import infer
 from fastcifar.recipes import parse as recipe
 from fastcifar.recipes.parse import load_recipe
 from fastcifar.recipes.schema import Recipe
-from fastcifar.system import device as machine
 from fastcifar.system import files
-from fastcifar.training import engine as engines
-from fastcifar.training import flops, trainer
-from fastcifar.training import flops as operations
-from fastcifar.training.step import Training
+from fastcifar.system.device import device_name, explain_oom, pick_device, prepare_device
+from fastcifar.training import trainer
+from fastcifar.training.engine import choose_engine
+from fastcifar.training.flops import count_flops, rehearse
+from fastcifar.training.step import TrainState
 from fastcifar.training.trainer import Result, Status
 
 
@@ -50,7 +48,7 @@ class Trained:
         """Logits (N, classes), float32 on the CPU, of uint8 images (N, 3, 32, 32), such as `dataset.train.images`."""
         device = next(self.network.parameters()).device
         mean, std = (torch.tensor(each, device=device) for each in (self.dataset.mean, self.dataset.std))
-        found = evaluate.infer(self.network, images.to(device), mean, std, self.recipe.evaluation)
+        found = infer(self.network, images.to(device), mean, std, self.recipe.evaluation)
         return (found.averaged if tta else found.plain).cpu()
 
     def losses(self, split: Split) -> Tensor:
@@ -74,12 +72,12 @@ def train(
     """
     chosen = load_recipe(which)
     whole = load_dataset(dataset) if isinstance(dataset, str) else dataset
-    images = datasets.hold_out(whole, chosen.data.holdout)
-    place = machine.pick_device(device)
-    machine.prepare(place, threads)
-    with machine.memory_errors(place, chosen.training.batch_size):
-        training = Training(chosen, images, place, seed, weights)
-        result = trainer.train(training, images, engine=engines.choose(engine, place)[0])
+    images = holdout_split(whole, chosen.data.holdout)
+    place = pick_device(device)
+    prepare_device(place, threads)
+    with explain_oom(place, chosen.training.batch_size):
+        training = TrainState(chosen, images, place, seed, weights)
+        result = trainer.train(training, images, engine=choose_engine(engine, place)[0])
     return Trained(training.network.eval(), result, chosen, images)
 
 
@@ -96,27 +94,25 @@ class Run:
     saved: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        data = self.dataset = hold_out(self.dataset, self.recipe.data.holdout)
-        self.operations = operations.count(
-            self.recipe, len(data.classes), len(data.train.images), len(data.test.images)
-        )
+        data = self.dataset = holdout_split(self.dataset, self.recipe.data.holdout)
+        self.operations = count_flops(self.recipe, len(data.classes), len(data.train.images), len(data.test.images))
 
     def introduction(self) -> str:
         """One line before the start: recipe, device, operations, time expected (judged by a rehearsal)."""
-        with machine.memory_errors(self.device, self.recipe.training.batch_size):
-            seconds = flops.rehearse(self.recipe, self.dataset, self.device, self.engine)
+        with explain_oom(self.device, self.recipe.training.batch_size):
+            seconds = rehearse(self.recipe, self.dataset, self.device, self.engine)
         held = self.recipe.data.holdout
         where = "" if self.dataset.published else " (not a published dataset)"
         where = f" (judged on {held:,} training images held out)" if held else where
         return (
             f"{self.recipe.name} on {self.dataset.name}{where}: {self.operations.total:.3g} operations on "
-            f"{machine.describe(self.device)}, about {rough(seconds)}"
+            f"{device_name(self.device)}, about {rough(seconds)}"
         )
 
     def train(self, eval_every: int, on_change: Callable[[Status], None]) -> Result:
         """Train and evaluate; the state after each epoch worth it is kept in the folder."""
-        with machine.memory_errors(self.device, self.recipe.training.batch_size):
-            training = Training(self.recipe, self.dataset, self.device, self.seed)
+        with explain_oom(self.device, self.recipe.training.batch_size):
+            training = TrainState(self.recipe, self.dataset, self.device, self.seed)
             self.network = training.network
             return trainer.train(
                 training,
@@ -131,15 +127,15 @@ class Run:
     def keep_state(self, state: dict[str, Any]) -> None:
         """Keep what a later process needs to go on."""
         facts = {
-            "recipe": recipe.to_dict(self.recipe),
-            "dataset": store.dataset_facts(self.dataset),
+            "recipe": recipe.recipe_to_dict(self.recipe),
+            "dataset": dataset_facts(self.dataset),
             "seed": self.seed,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "engine": self.engine,
             "loop": state,
         }
-        files.save_tensors(self.folder / store.STATE, "state", facts)
+        files.save_tensors(self.folder / STATE, "state", facts)
 
     def document(self, result: Result) -> dict[str, Any]:
         """What `--json` and the record of the run hold."""
@@ -153,15 +149,15 @@ class Run:
             "flops": self.operations.total,
             "tflops_per_s": self.operations.total / result.train_s / 1e12,
             **asdict(result),
-            "accuracy_on": recipe.judged_on(self.recipe),
-            "checkpoint": str(self.folder / store.CHECKPOINT),
+            "accuracy_on": recipe.eval_split(self.recipe),
+            "checkpoint": str(self.folder / CHECKPOINT),
         }
 
     def keep(self, document: dict[str, Any]) -> None:
         """Keep the checkpoint and the record; the state is not needed any more."""
-        save_record(self.folder / store.RECORD, {**document, "settings": recipe.to_dict(self.recipe)})
-        path = self.folder / store.CHECKPOINT
-        store.save_checkpoint(path, self.recipe, self.network, self.dataset, self.seed, self.device, document)
+        save_record(self.folder / RECORD, {**document, "settings": recipe.recipe_to_dict(self.recipe)})
+        path = self.folder / CHECKPOINT
+        save_checkpoint(path, self.recipe, self.network, self.dataset, self.seed, self.device, document)
         remove_state(self.folder)
 
     def leave(self) -> None:
@@ -171,18 +167,18 @@ class Run:
 
     def way_on(self) -> str:
         """How to go on after an interruption."""
-        if (self.folder / store.STATE).exists():
+        if (self.folder / STATE).exists():
             return f"Interrupted; the finished epochs are kept: fastcifar train --resume {self.folder}"
         return "Interrupted; nothing was kept yet (a state is kept after an epoch, on a GPU if it took 10 s)."
 
 
 def saved_state(folder: Path) -> dict[str, Any]:
     """The state in the folder of an interrupted run; raises DataError where there is none."""
-    path = folder / store.STATE
+    path = folder / STATE
     if not path.exists():
-        if (folder / store.CHECKPOINT).exists():
+        if (folder / CHECKPOINT).exists():
             raise DataError(f"The run in {folder} is finished: there is nothing to resume.")
-        raise DataError(f"There is no interrupted run in {folder}: it holds no {store.STATE}.")
+        raise DataError(f"There is no interrupted run in {folder}: it holds no {STATE}.")
     return files.load_tensors(path, "state", ("recipe", "dataset", "seed", "device", "threads", "engine", "loop"))
 
 

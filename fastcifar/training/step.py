@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from fastcifar.data.dataset import Dataset
 from fastcifar.errors import UsageError
-from fastcifar.model.augment import Plan, Planner, render
+from fastcifar.model.augment import AugmentPlan, AugmentSampler, augment
 from fastcifar.model.network import Network, build_network, precision
 from fastcifar.recipes.schedule import over_steps
 from fastcifar.recipes.schema import Recipe
@@ -34,13 +34,13 @@ def total_steps(recipe: Recipe, images: int) -> int:
     return math.ceil(recipe.training.epochs * steps_per_epoch(recipe, images) - 1e-9)
 
 
-def sides(recipe: Recipe, steps: int) -> list[int]:
+def resolutions(recipe: Recipe, steps: int) -> list[int]:
     """The side of the training images at each step, pixels: small images first cost little and teach much (Tan and
     Le, "EfficientNetV2", 2021)."""
     return [round(side) for side in over_steps(recipe.data.resolution, steps)]
 
 
-class Training:
+class TrainState:
     """Everything a run changes, and the dataset it reads: the whole state between two steps.
 
     `metrics` holds, on the device, the sum of losses, the correct predictions and the images since `clear_metrics`.
@@ -64,8 +64,8 @@ class Training:
             raise UsageError(
                 f"{self.batch_size} images are no whole ghost batches of {ghost}: set network.norm.ghost=0."
             )
-        self.sides = sides(recipe, self.total_steps)
-        self.render_images = render  # an engine may know a quicker way
+        self.resolutions = resolutions(recipe, self.total_steps)
+        self.augment_images = augment  # an engine may know a quicker way
         self.step = 0
 
         if weights is not None and weights.shape != self.labels.shape:
@@ -80,14 +80,14 @@ class Training:
         self.optimizer = make_optimizer(self.network, recipe.optimizer, self.total_steps)
         self.ema = Ema(self.network, recipe.ema, self.total_steps)
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.planner = Planner(recipe.data, len(self.images), self.generator)
-        self.plan: Plan | None = None
+        self.sampler = AugmentSampler(recipe.data, len(self.images), self.generator)
+        self.plan: AugmentPlan | None = None
         self.metrics = torch.zeros(3, dtype=torch.float32, device=device)
 
-    def render(self, plan: Plan) -> Tensor:
+    def augment(self, plan: AugmentPlan) -> Tensor:
         """The planned training images, (B, 3, side, side), as large as they are at this step."""
-        cutout, side = self.recipe.data.cutout, self.sides[self.step]
-        return self.render_images(self.images, plan, self.mean, self.std, self.dtype, cutout, side)
+        cutout, side = self.recipe.data.cutout, self.resolutions[self.step]
+        return self.augment_images(self.images, plan, self.mean, self.std, self.dtype, cutout, side)
 
     def whiten(self) -> None:
         """Set the whitening from a random sample of training images, as they are; other networks have none."""
@@ -97,24 +97,24 @@ class Training:
         sample = torch.randperm(len(self.images), generator=self.generator, device=self.device)[:count]
         parts = torch.split(sample, WHITENING_CHUNK)
         self.network.set_whitening(
-            render(self.images, Plan(part), self.mean, self.std, torch.float32) for part in parts
+            augment(self.images, AugmentPlan(part), self.mean, self.std, torch.float32) for part in parts
         )
 
-    def part(self) -> Plan:
+    def batch_plan(self) -> AugmentPlan:
         """The plan of the current step; the first step of an epoch draws the epoch's."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
         if position == 0 or self.plan is None:
-            self.plan = self.planner.plan(epoch)
+            self.plan = self.sampler.sample(epoch)
         return self.plan.batch(position * self.batch_size, self.batch_size)
 
-    def kind(self, step: int) -> Any:
+    def graph_key(self, step: int) -> Any:
         """What tells steps apart whose kernels differ: the images' size, what is trained, rescaled and averaged."""
-        return self.sides[step], self.optimizer.kind(step), self.ema.kind(step)
+        return self.resolutions[step], self.optimizer.graph_key(step), self.ema.graph_key(step)
 
-    def batch(self, part: Plan) -> tuple[Tensor, Tensor, Tensor | None]:
+    def batch(self, part: AugmentPlan) -> tuple[Tensor, Tensor, Tensor | None]:
         """The images, labels and weights of a step's plan."""
         weights = None if self.weights is None else self.weights[part.index]
-        return self.render(part), self.labels[part.index], weights
+        return self.augment(part), self.labels[part.index], weights
 
     def clear_metrics(self) -> None:
         """Begin to count anew."""
@@ -128,7 +128,7 @@ class Training:
             "momenta": self.optimizer.state(),
             "averages": self.ema.averages,
             "generator": self.generator.get_state(),
-            "mirrored": self.planner.mirrored,
+            "mirrored": self.sampler.mirrored,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -139,38 +139,38 @@ class Training:
         for average, saved in zip(self.ema.averages, state["averages"], strict=True):
             average.copy_(saved)
         self.generator.set_state(state["generator"].cpu())
-        if self.planner.mirrored is not None:
-            self.planner.mirrored.copy_(state["mirrored"])
+        if self.sampler.mirrored is not None:
+            self.sampler.mirrored.copy_(state["mirrored"])
 
 
-def step(training: Training) -> None:
+def train_step(training: TrainState) -> None:
     """One update of the weights."""
     with phase("optimizer"):
         training.optimizer.begin(training.step)
     with phase("data"):
-        part = training.part()
-    work(training, part)
+        part = training.batch_plan()
+    forward_backward_update(training, part)
     training.step += 1
 
 
-def work(training: Training, part: Plan) -> None:
+def forward_backward_update(training: TrainState, part: AugmentPlan) -> None:
     """What a step does on the device, once it is known which images it takes: an engine may record and repeat it."""
     with phase("data"):
         images, labels, weights = training.batch(part)
     with phase("forward"):
         logits = training.network(images)
     with phase("loss"):
-        loss = loss_of(logits, labels, training.recipe.training.label_smoothing, weights)
+        loss = summed_loss(logits, labels, training.recipe.training.label_smoothing, weights)
     with phase("backward"):
         loss.backward()  # type: ignore[no-untyped-call]
     with phase("optimizer"):
         training.optimizer.update(training.step)
         training.ema.update(training.step)
     with phase("loss"):
-        count(training.metrics, loss, logits, labels)
+        add_metrics(training.metrics, loss, logits, labels)
 
 
-def loss_of(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None = None) -> Tensor:
+def summed_loss(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None = None) -> Tensor:
     """Cross-entropy of logits (B, classes) with smoothed labels (B,), summed over the batch in float32; each image's
     times its weight (B,), where there are any."""
     if weights is None:
@@ -180,7 +180,7 @@ def loss_of(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Ten
 
 
 @torch.no_grad()
-def count(metrics: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+def add_metrics(metrics: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
     """Add one batch to the metrics, on the device."""
     correct = (logits.argmax(1) == labels).sum()
     metrics += torch.stack([loss.detach(), correct.float(), torch.full_like(loss, len(labels))])

@@ -1,7 +1,7 @@
 """A run from its seed to its accuracy: the loop over steps and epochs, callbacks, going on after an interruption.
 
-The loop launches work and leaves ticks in it: a mark and a copy of the metrics. What the device has finished is read
-at ticks already reached, so that within an epoch nobody waits for it.
+The loop launches work and, behind some steps, a snapshot: a timestamp and a copy of the metrics. It reads only snapshots
+that the device has already reached, so that within an epoch the host never waits for the device.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from fastcifar.data.dataset import Dataset
 from fastcifar.errors import Diverged
 from fastcifar.model import predict as evaluate
 from fastcifar.recipes.schema import Evaluation
-from fastcifar.system.device import forget_peak_memory, peak_memory
-from fastcifar.system.timing import Mark, process_age
-from fastcifar.training import engine as engines
-from fastcifar.training.step import Training
+from fastcifar.system.device import peak_memory, reset_peak_memory
+from fastcifar.system.timing import Timestamp, process_age
+from fastcifar.training.engine import start_engine
+from fastcifar.training.step import TrainState
 
-TICKS_PER_EPOCH = 16
+SNAPSHOTS_PER_EPOCH = 16
 QUICK_EPOCH = 10.0  # seconds: on CUDA an epoch shorter than this is not worth the wait that saving costs
 
 
@@ -77,18 +77,18 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Tick:
+class MetricsSnapshot:
     """A point in the device's work, with the metrics as they were there."""
 
-    mark: Mark
-    start: Mark  # of its epoch
+    mark: Timestamp
+    start: Timestamp  # of its epoch
     step: int
     metrics: Tensor  # (3,): sum of losses, correct predictions, images since the epoch began
     lr: float
 
 
 def train(
-    training: Training,
+    training: TrainState,
     dataset: Dataset,
     *,
     engine: str = "eager",
@@ -104,8 +104,8 @@ def train(
     it; `saved` is such a state to go on from. Raises Diverged when the loss is not finite.
     """
     setup_s = process_age()
-    forget_peak_memory(training.device)
-    loop = Loop(training, dataset, engine, on_change)
+    reset_peak_memory(training.device)
+    loop = TrainLoop(training, dataset, engine, on_change)
     if saved is None:
         loop.whiten()
     else:
@@ -120,27 +120,29 @@ def train(
     return loop.finish(setup_s)
 
 
-class Loop:
+class TrainLoop:
     """The epochs of one run, and what is known of them."""
 
-    def __init__(self, training: Training, dataset: Dataset, engine: str, on_change: Callable[[Status], None]) -> None:
+    def __init__(
+        self, training: TrainState, dataset: Dataset, engine: str, on_change: Callable[[Status], None]
+    ) -> None:
         self.training = training
-        self.step = engines.start(engine, training)
+        self.step = start_engine(engine, training)
         self.dataset = dataset
         self.on_change = on_change
         self.status = Status(training.total_steps, training.steps_per_epoch)
-        self.ticks: deque[Tick] = deque()
-        self.tick_every = max(1, training.steps_per_epoch // TICKS_PER_EPOCH)
-        # Where the metrics of each tick go, all at once: pinning memory within an epoch would wait for the device.
-        ticks = training.total_steps // self.tick_every + -(-training.total_steps // training.steps_per_epoch)
-        self.slots = iter(torch.empty(ticks, 3, pin_memory=training.device.type == "cuda"))
+        self.snapshots: deque[MetricsSnapshot] = deque()
+        self.snapshot_every = max(1, training.steps_per_epoch // SNAPSHOTS_PER_EPOCH)
+        # Where the metrics of each snapshot go, all at once: pinning memory within an epoch would wait for the device.
+        snapshots = training.total_steps // self.snapshot_every + -(-training.total_steps // training.steps_per_epoch)
+        self.slots = iter(torch.empty(snapshots, 3, pin_memory=training.device.type == "cuda"))
         self.test_images = dataset.test.images.to(training.device)
         self.whiten_s = 0.0
         self.epochs_before = 0  # finished by an earlier process
         self.latest = self.mark()  # the next epoch is timed from here
 
-    def mark(self) -> Mark:
-        return Mark(self.training.device)
+    def mark(self) -> Timestamp:
+        return Timestamp(self.training.device)
 
     def whiten(self) -> None:
         """Set the whitening; the first thing that counts as train time."""
@@ -158,41 +160,41 @@ class Loop:
         end = min(training.total_steps, (training.step // training.steps_per_epoch + 1) * training.steps_per_epoch)
         while training.step < end:
             self.step()
-            if training.step == end or training.step % self.tick_every == 0:
-                self.leave_tick(start)
-                self.read_ticks()
+            if training.step == end or training.step % self.snapshot_every == 0:
+                self.record_snapshot(start)
+                self.drain_snapshots()
 
-    def leave_tick(self, start: Mark) -> None:
-        """A tick behind the step just launched; the copy lands in pinned memory before its mark is reached."""
+    def record_snapshot(self, start: Timestamp) -> None:
+        """A snapshot behind the step just launched; the copy lands in pinned memory before its mark is reached."""
         training = self.training
         metrics = next(self.slots)
         metrics.copy_(training.metrics, non_blocking=True)
         self.latest = self.mark()
         lr = training.optimizer.rate(training.step - 1)
-        self.ticks.append(Tick(self.latest, start, training.step, metrics, lr))
+        self.snapshots.append(MetricsSnapshot(self.latest, start, training.step, metrics, lr))
 
-    def read_ticks(self, wait: bool = False) -> None:
+    def drain_snapshots(self, wait: bool = False) -> None:
         """Take up what the device has finished; with `wait`, all that was launched."""
-        while self.ticks and (wait or self.ticks[0].mark.reached()):
-            self.ticks[0].mark.wait()
-            self.read(self.ticks.popleft())
+        while self.snapshots and (wait or self.snapshots[0].mark.reached()):
+            self.snapshots[0].mark.wait()
+            self.read(self.snapshots.popleft())
 
-    def read(self, tick: Tick) -> None:
-        """Take one finished tick into the status; a loss that is not finite ends the run."""
+    def read(self, snapshot: MetricsSnapshot) -> None:
+        """Take one finished snapshot into the status; a loss that is not finite ends the run."""
         status = self.status
-        loss, correct, images = tick.metrics.tolist()
+        loss, correct, images = snapshot.metrics.tolist()
         if not math.isfinite(loss):
             raise Diverged(
-                f"The loss is not finite at step {tick.step} of {status.total_steps}: try a lower "
+                f"The loss is not finite at step {snapshot.step} of {status.total_steps}: try a lower "
                 "optimizer.filters.lr, or training.precision=float32."
             )
-        epoch_s = tick.mark.seconds_since(tick.start)
-        status.steps_done = tick.step
+        epoch_s = snapshot.mark.seconds_since(snapshot.start)
+        status.steps_done = snapshot.step
         status.loss = loss / images
         status.trained_s = epoch_s + sum(epoch.device_s for epoch in status.epochs[self.epochs_before :])
-        if tick.step % status.steps_per_epoch == 0 or tick.step == status.total_steps:
+        if snapshot.step % status.steps_per_epoch == 0 or snapshot.step == status.total_steps:
             number = len(status.epochs) + 1
-            status.epochs.append(Epoch(number, epoch_s, images / epoch_s, loss / images, correct / images, tick.lr))
+            status.epochs.append(Epoch(number, epoch_s, images / epoch_s, loss / images, correct / images, snapshot.lr))
         self.on_change(status)
 
     def evaluate(self, recipe: Evaluation) -> evaluate.Logits:
@@ -202,7 +204,7 @@ class Loop:
 
     def take_test_accuracy(self) -> None:
         """Add the test accuracy to the epoch just run; the time it takes counts nowhere but in the wall time."""
-        self.read_ticks(wait=True)
+        self.drain_snapshots(wait=True)
         recipe = dataclasses.replace(self.training.recipe.evaluation, views="none")
         accuracy = evaluate.accuracy(self.evaluate(recipe).plain.cpu(), self.dataset.test.labels)
         self.status.epochs[-1] = dataclasses.replace(self.status.epochs[-1], test_accuracy=accuracy)
@@ -218,7 +220,7 @@ class Loop:
 
     def save(self, keep: Callable[[dict[str, Any]], None]) -> None:
         """Hand over all that a later process needs to go on from here; the time counts in the wall time alone."""
-        self.read_ticks(wait=True)
+        self.drain_snapshots(wait=True)
         epochs = [dataclasses.asdict(epoch) for epoch in self.status.epochs]
         keep({"training": self.training.state(), "epochs": epochs, "whiten_s": self.whiten_s})
         self.latest = self.mark()
@@ -241,7 +243,7 @@ class Loop:
         self.training.ema.apply()
         logits = self.evaluate(self.training.recipe.evaluation)
         after = self.mark()
-        self.read_ticks(wait=True)
+        self.drain_snapshots(wait=True)
         after.wait()
         labels = self.dataset.test.labels
         eval_s = after.seconds_since(before)

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from fastcifar.cli.display.screen import facts
 from fastcifar.errors import UsageError, nearest
-from fastcifar.profiling import breakdown
+from fastcifar.profiling.breakdown import grouped
 from fastcifar.profiling.result import Comparison, Difference, Layer, Profile
 
 BAR = 10  # characters of a bar of 100 %
@@ -196,7 +196,7 @@ def layer_table(profile: Profile, width: int, sort: str = "network", depth: int 
 def grouped_table(profile: Profile, by: str, width: int, top: int = 0) -> Table:
     """The kernels or operators by their time, and the layers that they serve."""
     whole = profile.kernel_ms + profile.idle_ms
-    groups = breakdown.grouped(profile.items, by)
+    groups = grouped(profile.items, by)
     shown, rest = groups[: top or 20], groups[top or 20 :]
     columns = [
         Column(by, 0, [shortened(group.name, max(16, width // 3)) for group in shown], "left"),

@@ -15,7 +15,7 @@ inline int reflect(int position) {  // at the outermost pixel, which is not repe
 // out (count, side, side, 3) from the rows `index` of images (N, 3, 32, 32). A pixel becomes
 // (pixel * scale + offset + brightness) * contrast; what may happen to an image is null where it does not. `weights`
 // (32, 32) makes of a line of 32 pixels one of `side`, zeros behind it; null where side is 32.
-extern "C" void render(const uint8_t* images, const int64_t* index, const uint8_t* flip, const int64_t* shift,
+extern "C" void augment(const uint8_t* images, const int64_t* index, const uint8_t* flip, const int64_t* shift,
                        const int64_t* box, const float* brightness, const float* contrast, const float* scale,
                        const float* offset, const float* weights, float* out, int count, int cutout, int side,
                        int threads) {

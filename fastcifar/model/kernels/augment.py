@@ -1,4 +1,4 @@
-"""`loader.render` on a CPU in one pass over each image: the operator, and its stand-in for the compiled engine.
+"""`model.augment.augment` on a CPU in one pass over each image: the operator, and its stand-in for the compiled engine.
 
 The kernel is in `augment.cpp`; pixels differ by rounding alone.
 """
@@ -12,33 +12,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcifar.model import augment as loader
-from fastcifar.model.augment import Plan
-from fastcifar.model.kernels import build as native
-from fastcifar.model.kernels.build import new, pointer
+from fastcifar.model.augment import AugmentPlan, augment
+from fastcifar.model.kernels.build import library, new, pointer
 from fastcifar.recipes.schema import SIDE
 
 OPERATORS = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-untyped-call]
 OPERATORS.define(  # type: ignore[no-untyped-call]
-    "render(Tensor images, Tensor index, Tensor?[] changes, Tensor mean, Tensor std, int cutout, int side) -> Tensor"
+    "augment(Tensor images, Tensor index, Tensor?[] changes, Tensor mean, Tensor std, int cutout, int side) -> Tensor"
 )
 
 
 def run(
     images: Tensor, index: Tensor, changes: list[Tensor | None], mean: Tensor, std: Tensor, cutout: int, side: int
 ) -> Tensor:
-    """See `loader.render`; `changes` are flip, shift, box, brightness and contrast of a plan."""
+    """See `model.augment.augment`; `changes` are flip, shift, box, brightness and contrast of a plan."""
     out = new(images, (len(index), 3, side, side))
     kept = [None if each is None else each.contiguous() for each in changes]
     scale, offset = 1 / (255 * std), -mean / std
     weights = None if side == SIDE else shrinking(side)
     tensors = (images.contiguous(), index.contiguous(), *kept, scale, offset, weights, out)
     sizes = (len(index), cutout, side, torch.get_num_threads())
-    native.library("augment").render(*map(pointer, tensors), *map(ctypes.c_int, sizes))
+    library("augment").augment(*map(pointer, tensors), *map(ctypes.c_int, sizes))
     return out
 
 
-OPERATORS.impl("render", run, "CPU")  # type: ignore[no-untyped-call]
+OPERATORS.impl("augment", run, "CPU")  # type: ignore[no-untyped-call]
 
 
 @cache
@@ -49,12 +47,12 @@ def shrinking(side: int) -> Tensor:
     return F.pad(lines[0, 0], (0, SIDE - side)).contiguous()
 
 
-def render(
-    images: Tensor, plan: Plan, mean: Tensor, std: Tensor, dtype: torch.dtype, cutout: int = 0, side: int = SIDE
+def augment_cpu(
+    images: Tensor, plan: AugmentPlan, mean: Tensor, std: Tensor, dtype: torch.dtype, cutout: int = 0, side: int = SIDE
 ) -> Tensor:
-    """See `loader.render`, which does what the kernel does not: other types, other devices, larger images."""
+    """See `model.augment.augment`, which does what the kernel does not: other types, other devices, larger images."""
     if dtype != torch.float32 or not images.is_cpu or side > SIDE:
-        return loader.render(images, plan, mean, std, dtype, cutout, side)
+        return augment(images, plan, mean, std, dtype, cutout, side)
     changes = [plan.flip, plan.shift, plan.box, plan.brightness, plan.contrast]
-    out: Tensor = torch.ops.fastcifar.render(images, plan.index, changes, mean, std, cutout, side)
+    out: Tensor = torch.ops.fastcifar.augment(images, plan.index, changes, mean, std, cutout, side)
     return out

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcifar.model.kernels import build as native
-from fastcifar.model.kernels.build import MULTIPLE, Fused, new, pointer
+from fastcifar.model.kernels.build import MULTIPLE, Fused, library, new, pointer
 from fastcifar.model.network import ConvGroup
 
 OPERATORS = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -43,7 +42,7 @@ def run(x: Tensor, weight: Tensor, y: Tensor, chosen: Tensor | None) -> None:
     """Fill y, and `chosen` where there is one, from x and the filters."""
     x = x.contiguous(memory_format=torch.channels_last)
     filters = weight.permute(2, 3, 1, 0).contiguous()
-    kernel = native.library("convolution").convolve
+    kernel = library("convolution").convolve
     check(kernel(pointer(x), pointer(filters), pointer(y), pointer(chosen), *sizes(x, len(weight))))
 
 
@@ -70,7 +69,7 @@ def convolve_backward(
     filters = weight.permute(2, 3, 0, 1).contiguous()
     dx = torch.empty_like(x) if wanted[0] else None
     df = x.new_empty((3, 3, x.size(1), len(weight))) if wanted[1] else None
-    kernel = native.library("convolution").convolve_backward
+    kernel = library("convolution").convolve_backward
     tensors = (x, filters, grad, chosen, dx, df)
     check(kernel(*map(pointer, tensors), *sizes(x, len(weight))))
     none = x.new_empty(0)
@@ -134,7 +133,7 @@ def install(network: nn.Module) -> None:
 
     Raises MachineError where the kernels cannot be compiled.
     """
-    native.library("convolution")
+    library("convolution")
     for module in network.modules():
         if type(module) is nn.Conv2d and suits(module):
             module.__class__ = WinogradConv2d

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcifar.model.kernels import build as native
-from fastcifar.model.kernels.build import MULTIPLE, Fused, pointer
+from fastcifar.model.kernels.build import MULTIPLE, Fused, library, pointer
 from fastcifar.model.network import BatchNorm, ConvGroup, Projection
 
 OPERATORS = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -34,7 +33,7 @@ def call(
     name: str, tensors: tuple[Tensor, ...], pixels: int, channels: int | None = None, kind: int | None = None
 ) -> None:
     """Run a kernel on the tensors' numbers with all threads; raises MemoryError where memory does not suffice."""
-    kernel = native.library("norm_act")[name]
+    kernel = library("norm_act")[name]
     first = [] if kind is None else [ctypes.c_int(kind)]
     last = [ctypes.c_int(each) for each in (channels, torch.get_num_threads()) if each is not None]
     if kernel(*first, *map(pointer, tensors), ctypes.c_long(pixels), *last):
@@ -182,7 +181,7 @@ def install(network: nn.Module) -> None:
 
     Raises MachineError where the kernels cannot be compiled.
     """
-    native.library("norm_act")
+    library("norm_act")
     for group in [module for module in network.modules() if type(module) in (ConvGroup, Projection)]:
         assert isinstance(group, (ConvGroup, Projection))
         for norm, act in group.pairs():

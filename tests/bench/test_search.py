@@ -17,13 +17,13 @@ import pytest
 import torch
 from conftest import Call, few_shapes
 
-from fastcifar.bench import plan as bench
 from fastcifar.bench import search
-from fastcifar.cli.display import bench as search_view
-from fastcifar.data import dataset as datasets
-from fastcifar.data import store as data
+from fastcifar.bench.plan import Plan
+from fastcifar.cli.display.bench import remark
+from fastcifar.data.dataset import Dataset
+from fastcifar.data.store import read_dataset
 from fastcifar.errors import DataError, UsageError
-from fastcifar.recipes import parse as recipe
+from fastcifar.recipes.parse import read_recipe
 
 CANDIDATES = """
 [good]
@@ -40,13 +40,11 @@ network = { widths = [8, 8, 8] }
 WORLD = {"base": (100.0, 1.0), "good": (60.0, 0.7), "same": (100.0, 1.02), "slow": (140.0, 1.4), "bad": (60.0, 3.0)}
 
 
-def prepared(
-    tmp_path: Path, seconds: float, content: str = CANDIDATES, images: datasets.Dataset | None = None
-) -> search.Search:
+def prepared(tmp_path: Path, seconds: float, content: str = CANDIDATES, images: Dataset | None = None) -> search.Search:
     path = tmp_path / "candidates.toml"
     path.write_text(content)
-    chosen = search.candidates(path, recipe.load("tiny"))
-    plan = bench.Plan({}, images or data.load("shapes"), torch.device("cpu"), range(1000, 2000))
+    chosen = search.candidates(path, read_recipe("tiny"))
+    plan = Plan({}, images or read_dataset("shapes"), torch.device("cpu"), range(1000, 2000))
     return search.prepare(chosen, plan, "eager", seconds / 60)
 
 
@@ -97,7 +95,7 @@ def test_too_little_time_is_not_overrun(tmp_path: Path) -> None:
     asked = prepared(tmp_path, 60)
     runs = simulate(asked)
     assert len(runs) == 1, "one run tells that a round of all does not fit"
-    assert "one round of all takes about" in search_view.remark(asked, runs)
+    assert "one round of all takes about" in remark(asked, runs)
     asked = prepared(tmp_path, 200)
     runs = simulate(asked)
     assert [rung.fraction for rung in asked.rungs(runs)] == [0.25]
@@ -117,7 +115,7 @@ def test_a_search_that_ends_in_the_second_rung_is_judged_all_the_same(tmp_path: 
     runs = simulate(asked)
     rung = asked.rungs(runs)[-1]
     assert rung.fraction == 0.5 and rung.standings[1].cost == pytest.approx(0.7)
-    assert search_view.remark(asked, runs).startswith("good takes 0.700")
+    assert remark(asked, runs).startswith("good takes 0.700")
 
 
 def test_what_fails_comes_last_and_the_reason_is_told(tmp_path: Path) -> None:
@@ -130,13 +128,13 @@ def test_what_fails_comes_last_and_the_reason_is_told(tmp_path: Path) -> None:
     (rung,) = asked.rungs(flat)
     assert all(each.cost is None for each in rung.standings)
     assert [each.name for each in rung.standings][1:3] == ["slow", "same"], "by accuracy then"
-    assert "base learned nothing" in search_view.remark(asked, flat)
+    assert "base learned nothing" in remark(asked, flat)
     for line in lines[1:5]:
         line.update(diverged=True, accuracy=None, train_s=None)
     assert asked.next_task(lines) is None
-    assert "No candidate came to an end" in search_view.remark(asked, lines)
+    assert "No candidate came to an end" in remark(asked, lines)
     lines[0].update(diverged=True, accuracy=None, train_s=None)
-    assert "base itself diverged" in search_view.remark(asked, lines)
+    assert "base itself diverged" in remark(asked, lines)
 
 
 def test_all_that_fail_end_the_search(tmp_path: Path) -> None:
@@ -187,13 +185,13 @@ def test_candidates_that_cannot_be(tmp_path: Path, content: str, words: str) -> 
     with pytest.raises(UsageError, match=words):
         prepared(tmp_path, 60, content)
     with pytest.raises(DataError, match="cannot be read"):
-        search.candidates(tmp_path / "missing.toml", recipe.load("tiny"))
+        search.candidates(tmp_path / "missing.toml", read_recipe("tiny"))
 
 
 def test_candidates_hold_what_differs_and_are_judged_on_images_kept_back(tmp_path: Path) -> None:
     plan = prepared(tmp_path, 60).plan
     assert plan.recipes["bad@0.5"].network.widths == (8, 8, 8)
-    assert plan.recipes["bad@0.5"].training.epochs == recipe.load("tiny").training.epochs / 2
+    assert plan.recipes["bad@0.5"].training.epochs == read_recipe("tiny").training.epochs / 2
     assert {each.data.holdout for each in plan.recipes.values()} == {1000}, "a tenth of the ten thousand shapes"
 
 

@@ -22,22 +22,24 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastcifar
-from fastcifar.cli.display import profile as views
-from fastcifar.data import store as data
-from fastcifar.profiling import attribution as trace
-from fastcifar.profiling import breakdown, profiler, result
-from fastcifar.profiling import op_counter as census
-from fastcifar.profiling import targets as subjects
-from fastcifar.recipes import parse as recipe
+from fastcifar.cli.display.profile import BYS, report, rows_of, tree
+from fastcifar.data.store import read_dataset
+from fastcifar.profiling import profiler
+from fastcifar.profiling.attribution import NODE, Context, annotated, attribute, split
+from fastcifar.profiling.breakdown import Rows
+from fastcifar.profiling.op_counter import OpCounter
+from fastcifar.profiling.result import Layer, comparison
+from fastcifar.profiling.targets import Subject, run_of, subject_of
+from fastcifar.recipes.parse import read_recipe
 from fastcifar.training.annotations import PHASES
 
 CPU = torch.device("cpu")
 PROFILE = ["profile", "tiny", "--dataset", "shapes", "--batch", "8", "--steps", "2", "--threads", "1"]
 
 
-def subject(name: str, *overrides: str) -> subjects.Subject:
+def subject(name: str, *overrides: str) -> Subject:
     small = ["network.widths=[8, 16, 16]", "training.batch_size=8", *overrides]
-    return subjects.subject_of(recipe.load(name, small), data.load("shapes"), CPU)
+    return subject_of(read_recipe(name, small), read_dataset("shapes"), CPU)
 
 
 def measured(network: nn.Module, *, image: tuple[int, ...] = (3, 8, 8), batch: int = 4, steps: int = 2) -> Any:
@@ -47,7 +49,7 @@ def measured(network: nn.Module, *, image: tuple[int, ...] = (3, 8, 8), batch: i
     return fastcifar.profile(network, F.cross_entropy, optimizer, torch.randn(batch, *image), labels, steps)
 
 
-def row(profile: Any, name: str) -> result.Layer:
+def row(profile: Any, name: str) -> Layer:
     (found,) = [layer for layer in profile.layers if layer.name == name]
     return found
 
@@ -131,9 +133,9 @@ def cuda_step() -> list[dict[str, Any]]:
             (6, "GeluBackward0", "gelu_backward", 1080, 20),
             (5, "ConvolutionBackward0", "wgrad", 1100, 40),
         ]:
-            with tape.host(trace.NODE + name, thread=2, **{"Sequence number": number}), tape.host(name, thread=2):
+            with tape.host(NODE + name, thread=2, **{"Sequence number": number}), tape.host(name, thread=2):
                 tape.launch(10 + number, kernel, start, time, thread=2)
-        with tape.host(trace.NODE + "torch::autograd::AccumulateGrad", thread=2):
+        with tape.host(NODE + "torch::autograd::AccumulateGrad", thread=2):
             tape.launch(20, "accumulate", 1140, 2, thread=2)
     with tape.range("phase: optimizer"), tape.range("update: conv.weight conv.bias"), tape.host("aten::_foreach_add_"):
         tape.launch(21, "multi_tensor", 1150, 8)
@@ -143,7 +145,7 @@ def cuda_step() -> list[dict[str, Any]]:
 
 
 def test_a_cuda_trace_is_attributed_with_overlap() -> None:
-    works = trace.attribute(cuda_step(), "cuda")
+    works = attribute(cuda_step(), "cuda")
     times: dict[Any, float] = defaultdict(float)
     for work in works:
         times[work.context.phase, work.context.layer] += work.time
@@ -185,23 +187,23 @@ def replayed_step(kernels: list[tuple[str, float]]) -> list[dict[str, Any]]:
 
 
 def test_kernels_of_a_replay_are_those_of_the_step_not_captured() -> None:
-    plain = trace.attribute(cuda_step(), "cuda")[:-1]  # the last one nobody launched
+    plain = attribute(cuda_step(), "cuda")[:-1]  # the last one nobody launched
     names = [work.kernel for work in plain]
     captured = names[1:]  # the gather of the plan stays outside
-    works = trace.attribute(replayed_step([(name, 2.0) for name in captured]), "cuda", plain)
+    works = attribute(replayed_step([(name, 2.0) for name in captured]), "cuda", plain)
     assert [work.kernel for work in works] == ["copy_plan", *captured]
     assert works[0].context.phase == "data"
     assert [work.context for work in works[1:]] == [work.context for work in plain[1:]]
     assert {work.time for work in works[1:]} == {2.0}
     strange = ["other" if name == "gelu" else name for name in captured]
-    works = trace.attribute(replayed_step([(name, 2.0) for name in strange]), "cuda", plain)
-    assert all(work.context == trace.Context() for work in works[1:]), "with another kernel it is another step"
-    more = trace.attribute(replayed_step([(name, 2.0) for name in [*names, "a", "b"]]), "cuda", plain)
-    assert all(work.context == trace.Context() for work in more[1:]), "a graph of more kernels is another step"
+    works = attribute(replayed_step([(name, 2.0) for name in strange]), "cuda", plain)
+    assert all(work.context == Context() for work in works[1:]), "with another kernel it is another step"
+    more = attribute(replayed_step([(name, 2.0) for name in [*names, "a", "b"]]), "cuda", plain)
+    assert all(work.context == Context() for work in more[1:]), "a graph of more kernels is another step"
 
 
 def test_the_trace_for_a_viewer_says_phase_and_row() -> None:
-    events = trace.annotated(cuda_step(), {"network": "network.self"})
+    events = annotated(cuda_step(), {"network": "network.self"})
     by_name = {event["name"]: event["args"] for event in events}
     assert by_name["gemm"] | {"phase": "forward", "layer": "conv"} == by_name["gemm"]
     assert by_name["add"]["layer"] == "network.self"
@@ -222,7 +224,7 @@ def test_overlap_is_split_evenly(pairs: list[tuple[int, int]]) -> None:
         running = [i for i, (start, end) in enumerate(spans) if start <= tick < end]
         for i in running:
             expected[i] += 1 / len(running)
-    found = trace.split(spans, range(len(spans)))
+    found = split(spans, range(len(spans)))
     assert {i: time for i, time in found.items() if time} == pytest.approx(expected)
 
 
@@ -233,7 +235,7 @@ def test_an_operators_own_time_is_without_the_operators_it_called() -> None:
             with tape.host("inner", own=4):
                 pass
     times: dict[str, float] = defaultdict(float)
-    for work in trace.attribute(tape.events, "cpu"):
+    for work in attribute(tape.events, "cpu"):
         times[work.kernel] += work.time
     assert times == {"outer": 2, "inner": 16}
 
@@ -256,7 +258,7 @@ def test_a_recipes_step_adds_up(name: str) -> None:
     for start, end in ops:
         union += max(0.0, end - max(start, until))
         until = max(until, end)
-    works = trace.attribute(found.events, "cpu")
+    works = attribute(found.events, "cpu")
     assert sum(work.time for work in works) == pytest.approx(union, rel=1e-3)
 
 
@@ -277,8 +279,8 @@ def test_flops_are_the_flop_counters_for_every_layer(name: str) -> None:
     assert sum(layer.flops for layer in found.layers) + updates == counter.get_total_flops()
 
 
-def chosen_counts(chosen: subjects.Subject) -> Any:
-    counting = census.Census()
+def chosen_counts(chosen: Subject) -> Any:
+    counting = OpCounter()
     with profiler.layers(chosen.network), counting:
         chosen.run()
     return counting.counts
@@ -298,7 +300,7 @@ def test_a_step_that_was_recorded_is_the_step_that_trains() -> None:
 
 
 def test_the_update_is_shared_by_size_among_the_layers_it_serves() -> None:
-    rows = breakdown.Rows(subject("air94").network)
+    rows = Rows(subject("air94").network)
     sizes = rows.parameters
     shares = rows.shares(("group1.conv2.weight", "group2.conv2.weight"))
     assert shares["group1.conv2"] / shares["group2.conv2"] == sizes["group1.conv2"] / sizes["group2.conv2"]
@@ -438,7 +440,7 @@ def test_recomputed_layers_keep_their_work() -> None:
 
 def test_two_recipes_by_turns() -> None:
     a, b = profiler.measure([subject("hlb"), subject("hlb-nose")], 3)
-    found = result.comparison(a, b)
+    found = comparison(a, b)
     assert a.steps == b.steps == 3
     by_name = {item.name: item for item in found.layers}
     gone = by_name["group1.squeeze_excite.self"]
@@ -468,12 +470,12 @@ def shown() -> Any:
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 140, 200])
-@pytest.mark.parametrize("by", views.BYS)
+@pytest.mark.parametrize("by", BYS)
 def test_every_view_fits_its_width(shown: Any, by: str, width: int) -> None:
     from rich.console import Console
 
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(views.report(shown, "a device", "shapes", width, by))
+    console.print(report(shown, "a device", "shapes", width, by))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     if width >= 40:
@@ -484,18 +486,18 @@ def test_every_view_fits_its_width(shown: Any, by: str, width: int) -> None:
 
 
 def test_the_tree_folds_and_sorts(shown: Any) -> None:
-    folded = {row.name: row for row in views.tree(shown.layers, 1)}
+    folded = {row.name: row for row in tree(shown.layers, 1)}
     assert "group1" in folded and not any("." in name for name in folded)
     assert sum(row.sum("total") for row in folded.values()) == pytest.approx(sum(x.total_ms for x in shown.layers))
-    ordered = views.rows_of(shown, "total", None)
+    ordered = rows_of(shown, "total", None)
     times = [row.sum("total") for row in ordered]
     assert times == sorted(times, reverse=True) and len(ordered) == len(shown.layers)
 
 
 def test_the_picture_is_as_wide_as_the_step(shown: Any) -> None:
-    from fastcifar.cli.display import svg as picture
+    from fastcifar.cli.display.svg import MARGIN, WIDTH, icicle
 
-    document = ET.fromstring(picture.icicle(shown, "a <device> & more"))
+    document = ET.fromstring(icicle(shown, "a <device> & more"))
     space = {"s": "http://www.w3.org/2000/svg"}
     boxes = [
         (float(r.attrib["y"]), float(r.attrib["x"]), float(r.attrib["width"]), g.findtext("s:title", "", space))
@@ -505,9 +507,9 @@ def test_the_picture_is_as_wide_as_the_step(shown: Any) -> None:
     levels = sorted({y for y, *_ in boxes})
     assert len(levels) == 4
     widths = {y: sum(width for y0, _, width, _ in boxes if y0 == y) for y in levels}
-    assert widths[levels[0]] == pytest.approx(picture.WIDTH - 2 * picture.MARGIN)
+    assert widths[levels[0]] == pytest.approx(WIDTH - 2 * MARGIN)
     assert widths[levels[1]] == pytest.approx(widths[levels[0]], rel=5e-3)
-    assert all(x + width <= picture.WIDTH - picture.MARGIN + 0.1 for _, x, width, _ in boxes)
+    assert all(x + width <= WIDTH - MARGIN + 0.1 for _, x, width, _ in boxes)
     whole = shown.kernel_ms + shown.idle_ms
     forward = next(width for y, _, width, tip in boxes if y == levels[1] and tip.startswith("forward"))
     assert forward == pytest.approx(shown.phases["forward"] / whole * widths[levels[0]], abs=0.02)
@@ -601,7 +603,7 @@ def test_out_of_memory_names_a_batch_that_fits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("which", ["eager", "graph"])
 def test_on_a_gpu_nearly_all_kernels_have_an_owner(which: str) -> None:
     for name in ("air94", "hlb"):
-        chosen = subjects.subject_of(recipe.load(name), data.load("shapes"), torch.device("cuda"), engine=which)
+        chosen = subject_of(read_recipe(name), read_dataset("shapes"), torch.device("cuda"), engine=which)
         document = profiler.profile(chosen, 3).document()
         adds_up(document)
         assert all(layer["kernels"] == round(layer["kernels"]) for layer in document["layers"])
@@ -609,9 +611,9 @@ def test_on_a_gpu_nearly_all_kernels_have_an_owner(which: str) -> None:
 
 def test_a_whole_run_is_the_mean_of_its_kinds_of_step() -> None:
     sets = ["training.batch_size=8", "training.epochs=2", "data.resolution=[[0, 16], [0.25, 16], [0.25, 32]]"]
-    found = recipe.load("tiny", sets)
+    found = read_recipe("tiny", sets)
     images = few_shapes(64, 8)
-    kinds = subjects.run_of(found, images, torch.device("cpu"))
+    kinds = run_of(found, images, torch.device("cpu"))
     shares = [share for _, share in kinds]
     assert sum(shares) == pytest.approx(1) and len(kinds) == 3  # small; large; large without the whitening's bias
     assert sorted(shares) == [0.125, 0.25, 0.625]

@@ -19,7 +19,7 @@ from conftest import Official
 
 from fastcifar.data import cifar as importing
 from fastcifar.data import fetch
-from fastcifar.data import store as data
+from fastcifar.data.store import download_dataset
 from fastcifar.errors import DataError, UsageError
 
 CONTENT = bytes(range(256)) * 4000
@@ -190,10 +190,10 @@ def test_a_place_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
 
 def test_download_from_a_mirror_gives_the_dataset(official: Official, server: Server, no_home: Path) -> None:
     server.content = official.archive.read_bytes()
-    found = data.download("cifar10", server.url)
+    found = download_dataset("cifar10", server.url)
     assert found.published and len(found.train.labels) == 40
     assert [path.name for path in no_home.iterdir() if not path.name.startswith(".")] == ["cifar10.pt"]
-    data.download("cifar10", server.url)  # here already: nothing is asked for again
+    download_dataset("cifar10", server.url)  # here already: nothing is asked for again
     assert len(server.asked) == 1
 
 
@@ -203,7 +203,7 @@ def test_the_published_address_is_the_default(
     facts = dataclasses.replace(official.facts, url=server.url)
     monkeypatch.setattr(importing, "published_facts", lambda name: facts)
     server.content = official.archive.read_bytes()
-    assert data.download("cifar10").source == server.url
+    assert download_dataset("cifar10").source == server.url
 
 
 def test_torchvisions_facts_are_read() -> None:
@@ -214,7 +214,7 @@ def test_torchvisions_facts_are_read() -> None:
 
 def test_only_published_datasets_can_be_downloaded() -> None:
     with pytest.raises(UsageError, match="Only cifar10 and cifar100"):
-        data.download("imagenet")
+        download_dataset("imagenet")
 
 
 def test_ctrl_c_keeps_the_part_and_nothing_else(server: Server, no_home: Path) -> None:

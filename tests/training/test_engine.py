@@ -19,21 +19,28 @@ from conftest import Cli, few_shapes
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcifar.data import store as data
 from fastcifar.data.dataset import Dataset
+from fastcifar.data.store import read_dataset
 from fastcifar.errors import MachineError, UsageError
-from fastcifar.model.kernels import build as native
-from fastcifar.model.kernels import convolution as winograd
 from fastcifar.model.kernels import norm_act as pointwise
+from fastcifar.model.kernels.build import Fused, intact, library
+from fastcifar.model.kernels.convolution import (
+    WinogradConv2d,
+    convolve,
+    convolve_backward,
+    convolve_pool,
+    install,
+    suits,
+)
 from fastcifar.model.network import BatchNorm, ConvGroup
-from fastcifar.profiling import profiler
-from fastcifar.profiling import targets as subjects
-from fastcifar.recipes import parse as recipe
+from fastcifar.profiling.profiler import profile
+from fastcifar.profiling.targets import subject_of
+from fastcifar.recipes.parse import read_recipe
 from fastcifar.recipes.schema import Network as NetworkRecipe
 from fastcifar.recipes.schema import Norm
-from fastcifar.training import engine
+from fastcifar.training.engine import bind_engines, choose_engine, start_engine
 from fastcifar.training.run import Run, saved_state
-from fastcifar.training.step import Training
+from fastcifar.training.step import TrainState
 
 CPU = torch.device("cpu")
 SMALL = ["network.widths=[8, 16, 24]", "training.epochs=2", "training.batch_size=100", "network.whiten.images=200"]
@@ -71,10 +78,10 @@ def test_winograd_is_the_convolution(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        y = winograd.convolve(x, weight)
-        dx, dw = winograd.convolve_backward(x, weight, grad, None, [True, True])
-        only_x = winograd.convolve_backward(x, weight, grad, None, [True, False])
-        only_w = winograd.convolve_backward(x, weight, grad, None, [False, True])
+        y = convolve(x, weight)
+        dx, dw = convolve_backward(x, weight, grad, None, [True, True])
+        only_x = convolve_backward(x, weight, grad, None, [True, False])
+        only_w = convolve_backward(x, weight, grad, None, [False, True])
     finally:
         torch.set_num_threads(before)
     assert exact[0].grad is not None and exact[1].grad is not None
@@ -104,8 +111,8 @@ def compare_pooled(side: tuple[int, int], outputs: int) -> None:
     expected = F.max_pool2d(F.conv2d(*exact, padding=1), 2)
     grad = torch.randn(expected.shape, generator=generator)
     expected.backward(grad.double())
-    y, chosen = winograd.convolve_pool(x, weight)
-    dx, dw = winograd.convolve_backward(x, weight, grad, chosen, [True, True])
+    y, chosen = convolve_pool(x, weight)
+    dx, dw = convolve_backward(x, weight, grad, chosen, [True, True])
     assert exact[0].grad is not None and exact[1].grad is not None
     assert relative(y, expected.detach()) < 1e-5
     assert relative(dx, exact[0].grad) < 1e-5
@@ -115,10 +122,10 @@ def compare_pooled(side: tuple[int, int], outputs: int) -> None:
 def test_pooling_takes_the_first_of_several_and_shows_what_is_no_number() -> None:
     x = torch.zeros(2, 8, 10, 7).to(memory_format=torch.channels_last)
     weight = torch.ones(8, 8, 3, 3)
-    y, chosen = winograd.convolve_pool(x, weight)
+    y, chosen = convolve_pool(x, weight)
     assert not y.any() and not chosen.any()
     x[0, 0, 1, 1] = math.nan  # a training that diverged must look like one
-    assert winograd.convolve_pool(x, weight)[0][0, 0, 0, 0].isnan()
+    assert convolve_pool(x, weight)[0][0, 0, 0, 0].isnan()
 
 
 @pytest.mark.parametrize(("kind", "definition"), [(0, F.gelu), (1, F.silu)])
@@ -145,7 +152,7 @@ def test_norm_and_activation_in_one(shape: tuple[int, ...], activation: str, thr
         plain.norm1.bias.copy_(torch.linspace(-1, 1, shape[1]))  # type: ignore[operator, union-attr]
     fused, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
     pointwise.install(fused)
-    assert isinstance(fused.norm1, pointwise.NormAct) and isinstance(fused.act1, native.Fused)
+    assert isinstance(fused.norm1, pointwise.NormAct) and isinstance(fused.act1, Fused)
     generator = torch.Generator().manual_seed(0)
     x = (10 + 3 * torch.randn(shape, generator=generator)).to(memory_format=torch.channels_last)
     grad = torch.randn(shape, generator=generator)
@@ -187,8 +194,8 @@ def test_the_layer_takes_whatever_a_convolution_takes() -> None:
     layer = nn.Conv2d(8, 16, 3, padding="same", bias=False)
     fast = nn.Conv2d(8, 16, 3, padding="same", bias=False)
     fast.load_state_dict(layer.state_dict())
-    winograd.install(fast)
-    assert isinstance(fast, winograd.WinogradConv2d)
+    install(fast)
+    assert isinstance(fast, WinogradConv2d)
     x = torch.randn(4, 8, 9, 9)
     for given in (x, x.to(memory_format=torch.channels_last), x[::2], x.transpose(2, 3), x[:, :, 1:, ::2]):
         torch.testing.assert_close(fast(given), layer(given), atol=1e-5, rtol=1e-4)
@@ -199,7 +206,7 @@ def test_what_the_kernels_cannot_do_is_pytorchs() -> None:
     """Nothing, single lines, other channels: what PyTorch answers, or its error."""
     group = ConvGroup(8, 8, 1, NetworkRecipe(widths=(8,), convs=(1,)))
     fast = copy.deepcopy(group)
-    winograd.install(fast)
+    install(fast)
     pointwise.install(fast)
     assert fast.conv1.pooled  # type: ignore[union-attr]
     for each in (group.eval(), fast.eval()):
@@ -222,7 +229,7 @@ def test_code_of_ones_own_is_left_as_it_is() -> None:
     average.pool = nn.AvgPool2d(2)  # type: ignore[assignment]
     tanh.act1 = nn.GELU("tanh")
     for group in (mine, average, tanh):
-        winograd.install(group)
+        install(group)
         pointwise.install(group)
     assert type(mine.pool) is nn.MaxPool2d and type(mine.norm1) is BatchNorm
     assert type(average.pool) is nn.AvgPool2d and not average.conv1.pooled  # type: ignore[union-attr]
@@ -235,7 +242,7 @@ def test_only_what_the_kernels_can_do_is_replaced() -> None:
             **{"in_channels": 8, "out_channels": 8, "kernel_size": 3, "padding": 1, "bias": False} | changes
         )  # type: ignore[arg-type]
 
-    assert winograd.suits(made()) and winograd.suits(made(padding="same"))
+    assert suits(made()) and suits(made(padding="same"))
     others: list[dict[str, object]] = [
         {"in_channels": 12},
         {"out_channels": 4},
@@ -247,17 +254,17 @@ def test_only_what_the_kernels_can_do_is_replaced() -> None:
         {"padding": 0},
         {"padding_mode": "reflect"},
     ]
-    assert not any(winograd.suits(made(**change)) for change in others)
+    assert not any(suits(made(**change)) for change in others)
 
 
 @pytest.mark.parametrize("name", ["tiny", "hlb"])
 def test_engines_take_the_same_steps(name: str, dataset: Dataset) -> None:
-    found = recipe.load(name, [*SMALL, "network.project=8"] if name == "hlb" else SMALL)
+    found = read_recipe(name, [*SMALL, "network.project=8"] if name == "hlb" else SMALL)
     trained = []
     for which in ("eager", "compiled"):
-        training = Training(found, dataset, CPU, 0)
+        training = TrainState(found, dataset, CPU, 0)
         training.whiten()
-        make_step = engine.start(which, training)
+        make_step = start_engine(which, training)
         for _ in range(2):  # later the maps themselves are chaotic, and tell any rounding from any other
             make_step()
         trained.append(training)
@@ -269,11 +276,9 @@ def test_engines_take_the_same_steps(name: str, dataset: Dataset) -> None:
 
 
 def test_the_compiled_engine_is_seen_by_profile() -> None:
-    found = recipe.load("air94", ["training.batch_size=8"])
-    images = data.load("shapes")
-    plain, fast = (
-        profiler.profile(subjects.subject_of(found, images, CPU, engine=which), 2) for which in ("eager", "compiled")
-    )
+    found = read_recipe("air94", ["training.batch_size=8"])
+    images = read_dataset("shapes")
+    plain, fast = (profile(subject_of(found, images, CPU, engine=which), 2) for which in ("eager", "compiled"))
     assert (plain.engine, fast.engine) == ("eager", "compiled")
     kinds = {layer.name: layer.kind for layer in fast.layers}
     assert kinds["group2.conv1"] == "WinogradConv2d"
@@ -284,18 +289,18 @@ def test_the_compiled_engine_is_seen_by_profile() -> None:
 
 
 def test_names_are_bound_to_recipes() -> None:
-    assert engine.bind([], ["a", "b"], "auto") == {"a": "auto", "b": "auto"}
-    assert engine.bind(["b:graph", "eager"], ["a", "b"], "auto") == {"a": "eager", "b": "graph"}
+    assert bind_engines([], ["a", "b"], "auto") == {"a": "auto", "b": "auto"}
+    assert bind_engines(["b:graph", "eager"], ["a", "b"], "auto") == {"a": "eager", "b": "graph"}
     with pytest.raises(UsageError, match="for 'c', which is not here"):
-        engine.bind(["c:eager"], ["a", "b"], "auto")
+        bind_engines(["c:eager"], ["a", "b"], "auto")
 
 
 def test_what_cannot_run_here_is_said() -> None:
     with pytest.raises(UsageError, match="no engine 'grap'.*graph"):
-        engine.choose("grap", CPU)
+        choose_engine("grap", CPU)
     with pytest.raises(MachineError, match=r"graph engine cannot run here: .*CUDA device.*--engine eager"):
-        engine.choose("graph", CPU)
-    assert engine.choose("auto", CPU) == ("compiled", "")
+        choose_engine("graph", CPU)
+    assert choose_engine("auto", CPU) == ("compiled", "")
 
 
 def test_without_a_compiler(cli: Cli, home: Path, tmp_path: Path) -> None:
@@ -317,11 +322,11 @@ def test_the_cache_is_used_mended_and_not_trusted_blindly(
     home: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     (home / "native").unlink()
-    native.library.cache_clear()
+    library.cache_clear()
 
     def built() -> Path:
-        native.library.cache_clear()
-        native.library("convolution")
+        library.cache_clear()
+        library("convolution")
         (only,) = (home / "native").iterdir()
         return only
 
@@ -332,19 +337,19 @@ def test_the_cache_is_used_mended_and_not_trusted_blindly(
     content = first.read_bytes()
     first.unlink()  # this process has it mapped: a new file takes its place
     first.write_bytes(content[:5000])
-    assert not native.intact(first)
-    assert native.intact(built()), "damage was not mended"
+    assert not intact(first)
+    assert intact(built()), "damage was not mended"
     assert not recwarn.list
     (home / "native").chmod(0o777)
-    native.library.cache_clear()
+    library.cache_clear()
     with pytest.warns(UserWarning, match="others can write"):
-        native.library("convolution")
+        library("convolution")
     (home / "native" / first.name).unlink()
     (home / "native").rmdir()
     (home / "native").write_text("no folder")
-    native.library.cache_clear()
+    library.cache_clear()
     with pytest.warns(UserWarning, match="not kept"):
-        native.library("convolution")
+        library("convolution")
 
 
 def test_interrupted_in_compiling(home: Path, tmp_path: Path) -> None:
@@ -365,7 +370,7 @@ def test_interrupted_in_compiling(home: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_with_the_engine_it_began_with(dataset: Dataset, tmp_path: Path) -> None:
-    run = Run(recipe.load("tiny", SMALL), dataset, CPU, 0, tmp_path, "eager")
+    run = Run(read_recipe("tiny", SMALL), dataset, CPU, 0, tmp_path, "eager")
     run.keep_state({})
     assert saved_state(tmp_path)["engine"] == "eager"
 
@@ -388,8 +393,8 @@ def test_bench_takes_an_engine_for_each(cli: Cli, tmp_path: Path) -> None:
 
 def test_memory_of_a_training_is_bounded(tmp_path: Path) -> None:
     """What `air94` keeps for its backward pass fits a GPU of 4 GB, and a step on a CPU takes little beyond it."""
-    found = recipe.load("air94", ["training.batch_size=200", "network.whiten.images=200"])
-    training = Training(found, data.load("shapes"), CPU, 0)
+    found = read_recipe("air94", ["training.batch_size=200", "network.whiten.images=200"])
+    training = TrainState(found, read_dataset("shapes"), CPU, 0)
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -397,7 +402,7 @@ def test_memory_of_a_training_is_bounded(tmp_path: Path) -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        logits = training.network(training.batch(training.part())[0])
+        logits = training.network(training.batch(training.batch_plan())[0])
     assert logits.shape == (200, 10)
     in_half = sum(kept.values()) * (2000 / 200) / 2
     assert 0.5 * 2**30 < in_half < 3 * 2**30
@@ -420,12 +425,12 @@ def test_memory_of_a_training_is_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("which", ["compiled", "graph"])
 def test_engines_agree_on_a_gpu(which: str, dataset: Dataset) -> None:
     place = torch.device("cuda")
-    found = recipe.load("air94", ["training.batch_size=100", "training.epochs=4", "network.whiten.images=500"])
+    found = read_recipe("air94", ["training.batch_size=100", "training.epochs=4", "network.whiten.images=500"])
     states, losses = [], []
     for each in ("eager", which):
-        training = Training(found, dataset, place, 0)
+        training = TrainState(found, dataset, place, 0)
         training.whiten()
-        make_step = engine.start(each, training)
+        make_step = start_engine(each, training)
         for count in range(12):
             make_step()
             if count == 3:  # the graph has been captured and replayed by now; later rounding takes over

@@ -19,9 +19,16 @@ from conftest import Official, make_folder, tar_of
 from PIL import Image
 
 from fastcifar.data import cifar as importing
-from fastcifar.data import dataset as datasets
-from fastcifar.data import shapes
-from fastcifar.data import store as data
+from fastcifar.data.dataset import CIFAR10_TEST, CIFAR10_TRAIN, Split, digest_of, pixel_statistics
+from fastcifar.data.shapes import make_shapes
+from fastcifar.data.store import (
+    MissingDataset,
+    dataset_path,
+    import_dataset,
+    read_dataset,
+    remove_dataset,
+    verify_dataset,
+)
 from fastcifar.errors import DataError, UsageError
 
 NO_PERMISSIONS = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may do everything")
@@ -34,7 +41,7 @@ def nothing_left(home: Path) -> bool:
 
 def test_an_image_folder_becomes_a_dataset(image_folder: Path, home: Path) -> None:
     steps: list[tuple[str, int, int | None]] = []
-    found = data.import_from(image_folder, progress=lambda *state: steps.append(state))
+    found = import_dataset(image_folder, progress=lambda *state: steps.append(state))
     assert (found.name, found.classes, found.published) == ("pets", ("cat", "dog"), False)
     assert found.train.images.shape == (6, 3, 32, 32) and found.train.images.dtype == torch.uint8
     assert found.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
@@ -42,7 +49,7 @@ def test_an_image_folder_becomes_a_dataset(image_folder: Path, home: Path) -> No
     assert torch.equal(found.train.images[5], torch.from_numpy(pixels.copy()).permute(2, 0, 1))
     assert steps[-1] == ("reading images", 12, 12)
     assert oct(home.stat().st_mode & 0o777) == "0o700"
-    tree = torch.load(data.path_of("pets"), weights_only=True, mmap=True)
+    tree = torch.load(dataset_path("pets"), weights_only=True, mmap=True)
     assert torch.equal(tree["train_images"], found.train.images)
 
 
@@ -55,7 +62,7 @@ def test_the_order_is_that_of_file_names_whatever_the_class_or_ending(tmp_path: 
                 image.save(
                     tmp_path / "zoo" / split / name / f"x_{number}.{'webp' if number % 2 else 'png'}", lossless=True
                 )
-    found = data.import_from(tmp_path / "zoo")
+    found = import_dataset(tmp_path / "zoo")
     assert found.train.images[:, 0, 0, 0].tolist() == [1, 2, 3, 4]
     assert found.train.labels.tolist() == [1, 0, 1, 0]
 
@@ -63,9 +70,9 @@ def test_the_order_is_that_of_file_names_whatever_the_class_or_ending(tmp_path: 
 def test_archive_and_folder_give_the_same_tensors(
     official: Official, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from_archive = data.import_from(official.archive)
+    from_archive = import_dataset(official.archive)
     monkeypatch.setenv("FASTCIFAR_HOME", str(tmp_path / "other"))
-    from_folder = data.import_from(official.folder)
+    from_folder = import_dataset(official.folder)
     root = tmp_path / "images"
     for split, part in (("train", from_archive.train), ("test", from_archive.test)):
         batches = official.facts.train if split == "train" else official.facts.test
@@ -74,7 +81,7 @@ def test_archive_and_folder_give_the_same_tensors(
             folder = root / split / f"kind{label}"
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / name)
-    from_images = data.import_from(root, name="mine")
+    from_images = import_dataset(root, name="mine")
     for other in (from_folder, from_images):
         assert torch.equal(other.train.images, from_archive.train.images)
         assert torch.equal(other.test.labels, from_archive.test.labels)
@@ -84,7 +91,7 @@ def test_archive_and_folder_give_the_same_tensors(
 
 def test_statistics_are_those_of_all_pixels() -> None:
     images = torch.randint(0, 256, (50, 3, 32, 32), dtype=torch.uint8)
-    mean, std = datasets.statistics(images)
+    mean, std = pixel_statistics(images)
     plain = images.double() / 255
     assert mean == pytest.approx(plain.mean((0, 2, 3)).tolist(), abs=1e-12)
     assert std == pytest.approx(plain.std((0, 2, 3), correction=0).tolist(), abs=1e-12)
@@ -98,15 +105,15 @@ def test_the_digest_is_of_label_and_pixels_in_order() -> None:
     content = b"".join(
         bytes([label]) + image.numpy().tobytes() for label, image in zip(labels.tolist(), images, strict=True)
     )
-    assert datasets.digest_of(datasets.Split(images, labels)) == sha256(content).hexdigest()
+    assert digest_of(Split(images, labels)) == sha256(content).hexdigest()
 
 
 def test_the_real_dataset_from_png_files(cifar10_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTCIFAR_HOME", str(cifar10_home))
-    found = data.verify("cifar10")
+    found = verify_dataset("cifar10")
     assert found.published
-    assert datasets.digest_of(found.train) == datasets.CIFAR10_TRAIN
-    assert datasets.digest_of(found.test) == datasets.CIFAR10_TEST
+    assert digest_of(found.train) == CIFAR10_TRAIN
+    assert digest_of(found.test) == CIFAR10_TEST
     assert found.mean == pytest.approx((0.49139968, 0.48215841, 0.44653091), abs=5e-7)
     assert found.std == pytest.approx((0.24703223, 0.24348513, 0.26158784), abs=5e-7)
     assert torch.bincount(found.train.labels).tolist() == [5000] * 10
@@ -118,7 +125,7 @@ def test_the_real_dataset_from_png_files(cifar10_home: Path, monkeypatch: pytest
 
 def refuse(path: Path, said: str, home: Path, **arguments: str) -> None:
     with pytest.raises(DataError, match=said) as caught:
-        data.import_from(path, **arguments)  # type: ignore[arg-type]
+        import_dataset(path, **arguments)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert nothing_left(home)
 
@@ -245,14 +252,14 @@ def test_a_truncated_image(image_folder: Path, home: Path) -> None:
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "shapes"])
 def test_other_content_never_takes_a_published_name(name: str, image_folder: Path, home: Path) -> None:
     with pytest.raises(UsageError, match="--name of its own"):
-        data.import_from(image_folder, name=name)
+        import_dataset(image_folder, name=name)
     assert nothing_left(home)
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden"])
 def test_a_name_that_is_no_file_name(name: str) -> None:
     with pytest.raises(UsageError, match="cannot be the name"):
-        data.path_of(name)
+        dataset_path(name)
 
 
 # ---------------------------------------------------------------------------------------------------- the cache file
@@ -260,48 +267,48 @@ def test_a_name_that_is_no_file_name(name: str) -> None:
 
 @pytest.fixture
 def kept(image_folder: Path) -> Path:
-    data.import_from(image_folder)
-    return data.path_of("pets")
+    import_dataset(image_folder)
+    return dataset_path("pets")
 
 
 def test_a_dataset_that_is_not_here_names_the_ways_out() -> None:
-    with pytest.raises(data.MissingDataset, match="fastcifar download.*--from PATH.*--dataset shapes"):
-        data.load("cifar10")
+    with pytest.raises(MissingDataset, match="fastcifar download.*--from PATH.*--dataset shapes"):
+        read_dataset("cifar10")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 2000])
 def test_a_truncated_cache_file(keep: int, kept: Path) -> None:
     kept.write_bytes(kept.read_bytes()[:keep])
     with pytest.raises(DataError, match="damaged.*get it again"):
-        data.load("pets")
+        read_dataset("pets")
 
 
 def test_a_changed_byte_is_found_by_verify(kept: Path) -> None:
     content = bytearray(kept.read_bytes())
-    start = content.index(data.load("pets").train.images.numpy().tobytes()[:64])
+    start = content.index(read_dataset("pets").train.images.numpy().tobytes()[:64])
     content[start] ^= 1
     kept.write_bytes(content)
     with pytest.raises(DataError, match="content has changed"):
-        data.verify("pets")
+        verify_dataset("pets")
 
 
 def test_a_cache_file_of_a_newer_version(kept: Path) -> None:
     torch.save({**torch.load(kept, weights_only=True), "format": 99}, kept)
     with pytest.raises(DataError, match="format 99.*update fastcifar"):
-        data.load("pets")
+        read_dataset("pets")
 
 
 def test_a_cache_file_of_another_shape(kept: Path) -> None:
     tree = torch.load(kept, weights_only=True)
     torch.save({**tree, "train_images": tree["train_images"].float()}, kept)
     with pytest.raises(DataError, match="damaged"):
-        data.load("pets")
+        read_dataset("pets")
 
 
 def test_a_malicious_cache_file_runs_nothing(kept: Path, tmp_path: Path) -> None:
     torch.save({"kind": "dataset", "x": Bomb(tmp_path / "boom")}, kept)
     with pytest.raises(DataError, match="nothing in it was run"):
-        data.load("pets")
+        read_dataset("pets")
     assert not (tmp_path / "boom").exists()
 
 
@@ -309,23 +316,23 @@ def test_a_folder_in_the_place_of_the_cache_file(kept: Path, image_folder: Path)
     kept.unlink()
     kept.mkdir()
     with pytest.raises(DataError, match="is a folder"):
-        data.load("pets")
+        read_dataset("pets")
     with pytest.raises(DataError, match="is a folder"):
-        data.import_from(image_folder)
+        import_dataset(image_folder)
 
 
 def test_a_home_that_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image_folder: Path) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FASTCIFAR_HOME", str(tmp_path / "file"))
     with pytest.raises(DataError, match="set FASTCIFAR_HOME"):
-        data.import_from(image_folder)
+        import_dataset(image_folder)
 
 
 @NO_PERMISSIONS
 def test_a_home_without_permission(home: Path, image_folder: Path) -> None:
     home.mkdir(mode=0o500)
     with pytest.raises(DataError, match="cannot be written"):
-        data.import_from(image_folder)
+        import_dataset(image_folder)
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,22 +344,22 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, monkeypatch: py
     try:
         monkeypatch.setenv("FASTCIFAR_HOME", str(small))
         with pytest.raises(DataError, match="cannot be written"):
-            data.import_from(make_folder(tmp_path / "big", count=20))
+            import_dataset(make_folder(tmp_path / "big", count=20))
         assert nothing_left(small)
     finally:
         subprocess.run(["umount", small], check=True)
 
 
 def test_remove_frees_the_space(kept: Path) -> None:
-    assert data.remove("pets") == [kept]
-    assert not kept.exists() and data.remove("pets") == []
+    assert remove_dataset("pets") == [kept]
+    assert not kept.exists() and remove_dataset("pets") == []
 
 
 def test_two_imports_at_once_leave_one_good_file(image_folder: Path, home: Path) -> None:
     command = [sys.executable, "-m", "fastcifar", "download", "--from", str(image_folder), "--quiet"]
     processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    assert len(data.verify("pets").train.labels) == 6
+    assert len(verify_dataset("pets").train.labels) == 6
     assert not [path for path in home.iterdir() if path.name.endswith(".tmp")]
 
 
@@ -379,15 +386,15 @@ def test_ctrl_c_in_an_import_leaves_nothing(tmp_path: Path, home: Path) -> None:
 
 
 def test_shapes_are_the_same_bytes_everywhere() -> None:
-    found = shapes.make()
+    found = make_shapes()
     assert found.digest == "f7364ba068e0bfb232f6c825fe9392c3fec847326a316a7b0b73de623b337927"
     assert (len(found.train.images), len(found.test.images), found.published) == (10_000, 2_000, False)
     assert torch.bincount(found.train.labels).tolist() == [1000] * 10
-    assert shapes.make(1).digest != found.digest
+    assert make_shapes(1).digest != found.digest
 
 
 def test_a_linear_classifier_cannot_tell_shapes() -> None:
-    found = data.load("shapes")
+    found = read_dataset("shapes")
     torch.manual_seed(0)
     x, y = found.train.images.flatten(1).float() / 255 - 0.5, found.train.labels
     layer = torch.nn.Linear(3072, 10)

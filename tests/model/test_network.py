@@ -10,15 +10,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcifar.model.network import BatchNorm, Network, patch_covariance, trained_parameters
-from fastcifar.recipes import parse as recipe
+from fastcifar.recipes.parse import read_recipe, recipe_names
 from fastcifar.recipes.schema import Norm
-from fastcifar.training import flops as operations
+from fastcifar.training.flops import count_flops, image_flops
 
-ALL = recipe.names()
+ALL = recipe_names()
 
 
 def network_of(name: str, *overrides: str, seed: int = 0) -> Network:
-    network = Network(recipe.load(name, overrides).network, 10)
+    network = Network(read_recipe(name, overrides).network, 10)
     network.initialize(torch.Generator().manual_seed(seed))
     return network
 
@@ -27,22 +27,22 @@ def test_air94_has_the_published_size() -> None:
     """DESIGN.md: 1,971,352 trained parameters; 236.3 MFLOP forward, 471.5 and later 444.9 backward an image."""
     network = network_of("air94")
     assert trained_parameters(network) == 1_971_352
-    forward, backward = operations.count_image(network, 32)
+    forward, backward = image_flops(network, 32)
     assert (round(forward / 1e6, 1), round(backward / 1e6, 1)) == (236.3, 471.5)
     assert network.whiten.bias is not None
     network.whiten.bias.requires_grad_(False)
-    assert round(operations.count_image(network, 32)[1] / 1e6, 1) == 444.9
+    assert round(image_flops(network, 32)[1] / 1e6, 1) == 444.9
 
 
 @pytest.mark.parametrize(("name", "published"), [("air94", 2.91e14), ("hive94", 2.60e14)])
 def test_a_run_costs_the_published_operations(name: str, published: float) -> None:
-    assert operations.count(recipe.load(name)).total == pytest.approx(published, rel=0.005)
+    assert count_flops(read_recipe(name)).total == pytest.approx(published, rel=0.005)
 
 
 def test_smaller_images_count_for_the_steps_that_see_them() -> None:
     frozen = "optimizer.whiten_bias.schedule=[[0, 0]]"  # else the first steps, which train it, cost more than the last
     whole, half, small = (
-        operations.count(recipe.load("tiny", [frozen, f"data.resolution={points}"])).training
+        count_flops(read_recipe("tiny", [frozen, f"data.resolution={points}"])).training
         for points in ("[[0, 32]]", "[[0, 20], [0.5, 20], [0.5, 32]]", "[[0, 20]]")
     )
     assert small < whole and half == (whole + small) / 2
@@ -58,7 +58,7 @@ def test_counted_operations_are_the_flop_counters(name: str, side: int) -> None:
     forward = counter.get_total_flops()
     with FlopCounterMode(display=False) as counter:
         logits.sum().backward()
-    assert operations.count_image(network, side) == (forward, counter.get_total_flops())
+    assert image_flops(network, side) == (forward, counter.get_total_flops())
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_logits_begin_small_and_an_image_does_not_depend_on_its_neighbours() -> 
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_network_learns_a_batch_by_heart(name: str) -> None:
-    found = recipe.load(name, ["network.norm.ghost=0"])
+    found = read_recipe(name, ["network.norm.ghost=0"])
     small = dataclasses.replace(found.network, widths=(8, 8, 8))
     network = Network(small, 10)
     network.initialize(torch.Generator().manual_seed(0))

@@ -10,27 +10,27 @@ import time
 import pytest
 import torch
 
-from fastcifar.cli.display import screen as console
+from fastcifar.cli.display.screen import duration, size
 from fastcifar.errors import MachineError, UsageError
-from fastcifar.system import device as machine
-from fastcifar.system import timing as clock
+from fastcifar.system.device import busy_warning, device_name, pick_device, platform, prepare_device
+from fastcifar.system.timing import Timestamp
 
 
 def test_a_device_is_picked_or_refused() -> None:
     expected = "cuda" if torch.cuda.is_available() else "cpu"
-    assert machine.pick_device(None).type == expected
-    assert machine.pick_device("cpu") == torch.device("cpu")
+    assert pick_device(None).type == expected
+    assert pick_device("cpu") == torch.device("cpu")
     with pytest.raises(UsageError, match="did you mean 'cuda'"):
-        machine.pick_device("cudo")
+        pick_device("cudo")
     with pytest.raises(UsageError):
-        machine.pick_device("cuda:x")
+        pick_device("cuda:x")
     with pytest.raises(MachineError, match="no device 'cuda:99'"):
-        machine.pick_device("cuda:99")
+        pick_device("cuda:99")
 
 
 def test_the_cpu_is_described_with_its_threads() -> None:
-    machine.prepare(torch.device("cpu"), 1)
-    assert machine.describe(torch.device("cpu")).endswith(", 1 thread")
+    prepare_device(torch.device("cpu"), 1)
+    assert device_name(torch.device("cpu")).endswith(", 1 thread")
 
 
 def test_kept_memory_is_not_fetched_again() -> None:
@@ -44,7 +44,7 @@ def test_kept_memory_is_not_fetched_again() -> None:
             x = torch.ones(2**24); del x
         print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     """
-    if machine.platform.libc_ver()[0] != "glibc":
+    if platform.libc_ver()[0] != "glibc":
         pytest.skip("only glibc is told to keep memory")
     faults = {
         how: int(subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True).stdout)
@@ -56,26 +56,26 @@ def test_kept_memory_is_not_fetched_again() -> None:
 def test_somebody_elses_work_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.1, 0.1))
-    assert machine.others_at_work(cpu) is None
+    assert busy_warning(cpu) is None
     monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 0.1, 0.1))
-    assert "busy" in (machine.others_at_work(cpu) or "")
+    assert "busy" in (busy_warning(cpu) or "")
 
 
 def test_marks_measure_the_time_between_them() -> None:
-    first = clock.Mark(torch.device("cpu"))
+    first = Timestamp(torch.device("cpu"))
     time.sleep(0.05)
-    second = clock.Mark(torch.device("cpu"))
+    second = Timestamp(torch.device("cpu"))
     assert second.reached() and 0.05 <= second.seconds_since(first) < 1
 
 
 @pytest.mark.gpu
 def test_marks_on_cuda_are_reached_when_the_work_is_done() -> None:
     device = torch.device("cuda")
-    first = clock.Mark(device)
+    first = Timestamp(device)
     x = torch.randn(8192, 8192, device=device)
     for _ in range(20):
         x = x @ x * 1e-4
-    second = clock.Mark(device)
+    second = Timestamp(device)
     assert not second.reached()
     second.wait()
     assert second.reached() and 0 < second.seconds_since(first) < 60
@@ -93,8 +93,8 @@ def test_the_age_of_the_process_begins_before_its_imports() -> None:
     [(0.874, "0.87 s"), (42.4, "42 s"), (99.9, "1 min 40 s"), (200, "3 min 20 s"), (3900, "1 h 05 min")],
 )
 def test_durations_read_well(seconds: float, said: str) -> None:
-    assert console.duration(seconds) == said
+    assert duration(seconds) == said
 
 
 def test_sizes_read_well() -> None:
-    assert [console.size(n) for n in (12, 2048, 3 * 2**20, 5.5 * 2**30)] == ["12 bytes", "2 KiB", "3 MiB", "5.5 GiB"]
+    assert [size(n) for n in (12, 2048, 3 * 2**20, 5.5 * 2**30)] == ["12 bytes", "2 KiB", "3 MiB", "5.5 GiB"]

@@ -51,13 +51,15 @@ def test_help_does_not_wait_for_torch(cli: Cli) -> None:
 
 def test_recipes_are_listed_and_printed(call: Call) -> None:
     listed = call("recipes", "--json")
-    assert [item["name"] for item in json.loads(listed.out)] == recipe.names()
+    assert [item["name"] for item in json.loads(listed.out)] == recipe.recipe_names()
     assert "air94" in call("recipes").out
     printed = call("recipes", "air94", "--set", "training.epochs=4")
     Path("mine.toml").write_text(printed.out)
     assert tomllib.loads(printed.out)["training"]["epochs"] == 4.0
     mine = call("recipes", "mine.toml", "--json").document
-    assert recipe.from_dict({**mine["recipe"], "name": "air94"}, "here") == recipe.load("air94", ["training.epochs=4"])
+    assert recipe.recipe_from_dict({**mine["recipe"], "name": "air94"}, "here") == recipe.read_recipe(
+        "air94", ["training.epochs=4"]
+    )
     assert mine["flops"] == pytest.approx(1.45e14, rel=0.1) and mine["optimizer_flops"] > 0
 
 

@@ -18,11 +18,12 @@ import pytest
 import torch
 from conftest import Call, Cli
 
-from fastcifar.bench import plan as bench
-from fastcifar.bench import report, results
-from fastcifar.cli.display import bench as bench_view
-from fastcifar.cli.display import svg as picture
-from fastcifar.data import store as data
+from fastcifar.bench.plan import Plan, named, remaining
+from fastcifar.bench.report import summarize
+from fastcifar.bench.results import Results
+from fastcifar.cli.display.bench import markdown, remarks
+from fastcifar.cli.display.svg import scatter
+from fastcifar.data.store import read_dataset
 from fastcifar.errors import DataError, UsageError
 
 QUICK = ["--set", "network.widths=[4, 4, 4]", "--set", "training.epochs=0.05", "--set", "evaluation.views=none"]
@@ -39,15 +40,15 @@ def run(name: str, seed: int, accuracy: float | None, train_s: float = 1.0, at: 
     return {**line, "train_s": None if diverged else train_s, "at": float(seed) if at is None else at}
 
 
-def plan(*arguments: str, runs: int = 4, settings: tuple[str, ...] = ()) -> bench.Plan:
-    return bench.Plan(bench.named(arguments, settings)[0], data.load("shapes"), torch.device("cpu"), range(runs))
+def plan(*arguments: str, runs: int = 4, settings: tuple[str, ...] = ()) -> Plan:
+    return Plan(named(arguments, settings)[0], read_dataset("shapes"), torch.device("cpu"), range(runs))
 
 
 # --------------------------------------------------------------------------------------------------------------- order
 
 
 def test_recipes_take_turns_with_the_same_seeds() -> None:
-    tasks = bench.remaining(plan("tiny", "b=tiny", settings=("b:training.epochs=2",)), [])
+    tasks = remaining(plan("tiny", "b=tiny", settings=("b:training.epochs=2",)), [])
     assert tasks == [
         (n, s) for s, order in enumerate(["tb", "bt", "tb", "bt"]) for n in map({"t": "tiny", "b": "b"}.get, order)
     ]
@@ -56,7 +57,7 @@ def test_recipes_take_turns_with_the_same_seeds() -> None:
 def test_what_is_done_is_not_done_again_and_seeds_stay_together() -> None:
     wanted = plan("tiny", "b=tiny", runs=5, settings=("b:training.epochs=2",))
     done = [run("tiny", 0, 0.5), run("b", 0, 0.5), run("b", 1, 0.5)]
-    shares = [bench.remaining(wanted, done, rank, 2) for rank in range(2)]
+    shares = [remaining(wanted, done, rank, 2) for rank in range(2)]
     everything = sorted(shares[0] + shares[1])
     assert everything == sorted([("tiny", 1), *((name, seed) for name in ("tiny", "b") for seed in (2, 3, 4))])
     assert {seed for _, seed in shares[0]} & {seed for _, seed in shares[1]} == set()
@@ -74,7 +75,7 @@ def test_what_is_done_is_not_done_again_and_seeds_stay_together() -> None:
 )
 def test_names_that_cannot_be(arguments: list[str], settings: list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        bench.named(arguments, settings)
+        named(arguments, settings)
 
 
 # ------------------------------------------------------------------------------------------------------------ the file
@@ -84,44 +85,44 @@ HEADER = {"version": "0", "code": "x", "device": "a CPU", "recipes": {"tiny": {"
 
 def test_a_broken_tail_is_cut_and_a_broken_middle_refused(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    with results.Results(path, HEADER) as file:
+    with Results(path, HEADER) as file:
         file.add(run("tiny", 0, 0.5))
         file.add(run("tiny", 1, 0.6))
     whole = path.read_bytes()
     for tail in (b'{"name": "ti', b"\x00\x00\n", b"{}trash\n"):
         path.write_bytes(whole + tail)
-        with results.Results(path, HEADER) as file:
+        with Results(path, HEADER) as file:
             assert [each["seed"] for each in file.runs] == [0, 1]
         assert path.read_bytes() == whole
     path.write_bytes(whole.replace(b'{"name"', b"{broken", 1))
-    with pytest.raises(DataError, match="Line 2"), results.Results(path, HEADER):
+    with pytest.raises(DataError, match="Line 2"), Results(path, HEADER):
         pass
 
 
 def test_what_differs_is_named(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    with results.Results(path, HEADER):
+    with Results(path, HEADER):
         pass
     other = {**HEADER, "device": "another", "recipes": {"tiny": {"training": {"epochs": 2.0}}, "b": {}}}
     words = "device was a CPU, is another.*'b' is not in it.*'tiny' differs in training.epochs"
-    with pytest.raises(UsageError, match=words), results.Results(path, other):
+    with pytest.raises(UsageError, match=words), Results(path, other):
         pass
     path.write_text(path.read_text().replace('"format": 1', '"format": 7'))
-    with pytest.raises(DataError, match="another version"), results.Results(path, HEADER):
+    with pytest.raises(DataError, match="another version"), Results(path, HEADER):
         pass
     path.write_text("something else\n")
-    with pytest.raises(DataError, match="no results file"), results.Results(path, HEADER):
+    with pytest.raises(DataError, match="no results file"), Results(path, HEADER):
         pass
 
 
 def test_a_file_in_use_or_on_a_full_disk_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "runs.jsonl"
-    with results.Results(path, HEADER), pytest.raises(DataError, match="open in another bench"):
-        results.Results(path, HEADER).__enter__()
-    with pytest.raises(DataError, match="no regular file"), results.Results(Path("/dev/full"), HEADER):
+    with Results(path, HEADER), pytest.raises(DataError, match="open in another bench"):
+        Results(path, HEADER).__enter__()
+    with pytest.raises(DataError, match="no regular file"), Results(Path("/dev/full"), HEADER):
         pass
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with results.Results(path, HEADER) as file:
+    with Results(path, HEADER) as file:
         file.add(run("tiny", 0, 0.5))
         before = path.read_bytes()
         try:  # no file may grow beyond that: as good as a full disk
@@ -286,24 +287,24 @@ def benched(difference: float, runs: int = 40, names: tuple[str, ...] = ("a", "b
 
 
 def test_the_report_says_what_differs() -> None:
-    found = report.summarize(benched(0.004), ["a", "b"], 94.2)
+    found = summarize(benched(0.004), ["a", "b"], 94.2)
     (compared,) = found.comparisons
     assert "b is more accurate than a" in compared.verdict and "times as long" in compared.verdict
     assert compared.accuracy_p is not None and compared.accuracy_p < 1e-6
     assert found.missed == ["a"]
     assert found.recipes[0].p_target is not None and found.recipes[0].p_target > 0.99
     assert found.recipes[1].p_target is not None and found.recipes[1].p_target < 0.01
-    alike = report.summarize(benched(0.0), ["a", "b"], None).comparisons[0].verdict
+    alike = summarize(benched(0.0), ["a", "b"], None).comparisons[0].verdict
     assert "No difference in accuracy shown" in alike and "runs each" in alike
 
 
 def test_until_clear_stops_where_it_is_clear() -> None:
-    open_ = report.summarize(benched(0.004, 2), ["a", "b"], None, margin=0.1)
+    open_ = summarize(benched(0.004, 2), ["a", "b"], None, margin=0.1)
     assert not open_.clear and open_.comparisons[0].accuracy_ci95 is None
-    told = report.summarize(benched(0.004, 40), ["a", "b"], None, margin=0.1)
+    told = summarize(benched(0.004, 40), ["a", "b"], None, margin=0.1)
     assert told.clear and told.comparisons[0].sequential and told.comparisons[0].accuracy_p is None
-    three = report.summarize(benched(0.002, 12, ("a", "b", "c")), ["a", "b", "c"], None, margin=0.1)
-    two = report.summarize(benched(0.002, 12, ("a", "b", "c")), ["a", "c"], None, margin=0.1)
+    three = summarize(benched(0.002, 12, ("a", "b", "c")), ["a", "b", "c"], None, margin=0.1)
+    two = summarize(benched(0.002, 12, ("a", "b", "c")), ["a", "c"], None, margin=0.1)
     widths = [c.accuracy_ci95[1] - c.accuracy_ci95[0] for c in (three.comparisons[1], two.comparisons[0])]  # type: ignore[index]
     assert widths[0] > widths[1], "several comparisons share the level"
 
@@ -318,14 +319,14 @@ def test_a_bench_until_clear_makes_no_more_runs_than_needed(call: Call, tmp_path
 
 def test_outliers_and_drift_are_named() -> None:
     made = [run("a", seed, 0.94, 9.0 if seed == 7 else 1 + 0.02 * seed, at=seed) for seed in range(30)]
-    found = report.summarize(made, ["a"], None)
-    text = " ".join(bench_view.remarks(found))
+    found = summarize(made, ["a"], None)
+    text = " ".join(remarks(found))
     assert "seed 7" in text and "longer" in text
 
 
 def test_views_and_picture_stand_few_runs() -> None:
     for made in ([], [run("a", 0, 0.94)], [run("a", 0, None)], [run("a", 0, 0.9), run("b", 0, 0.9)]):
-        found = report.summarize(made, ["a", "b"], 94.0)
+        found = summarize(made, ["a", "b"], 94.0)
         json.dumps(found.document(), allow_nan=False)
-        bench_view.markdown(found)
-        ET.fromstring(picture.scatter(made, found))
+        markdown(found)
+        ET.fromstring(scatter(made, found))

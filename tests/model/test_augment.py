@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fastcifar.model.augment import Plan, Planner, reflect, render
-from fastcifar.model.kernels import augment as rendering
+from fastcifar.model.augment import AugmentPlan, AugmentSampler, augment, reflect
+from fastcifar.model.kernels.augment import augment_cpu
 from fastcifar.recipes.schema import Data
 
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.25, 0.3])
 
 
-def slow_render(images: torch.Tensor, plan: Plan, cutout: int) -> torch.Tensor:
+def slow_render(images: torch.Tensor, plan: AugmentPlan, cutout: int) -> torch.Tensor:
     """One image, one pixel at a time."""
     out = torch.empty(len(plan.index), 3, 32, 32)
     for i, row in enumerate(plan.index.tolist()):
@@ -55,11 +55,11 @@ def test_render_agrees_with_the_reference(
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (11, 3, 32, 32), dtype=torch.uint8, generator=generator)
     data = Data(flip, translate, cutout, brightness, contrast)  # type: ignore[arg-type]
-    plan = Planner(data, len(images), generator).plan(epoch).batch(3, 6)
-    fast = render(images, plan, MEAN, STD, torch.float32, cutout)
+    plan = AugmentSampler(data, len(images), generator).sample(epoch).batch(3, 6)
+    fast = augment(images, plan, MEAN, STD, torch.float32, cutout)
     torch.testing.assert_close(fast, slow_render(images, plan, cutout), atol=2e-6, rtol=1e-5)
     assert fast.is_contiguous(memory_format=torch.channels_last)
-    kernel = rendering.render(images, plan, MEAN, STD, torch.float32, cutout)
+    kernel = augment_cpu(images, plan, MEAN, STD, torch.float32, cutout)
     torch.testing.assert_close(kernel, fast, atol=4e-6, rtol=1e-5)
     assert kernel.is_contiguous(memory_format=torch.channels_last)
 
@@ -68,9 +68,9 @@ def test_render_agrees_with_the_reference(
 def test_the_kernel_makes_images_smaller_as_pytorch_does(side: int) -> None:
     generator = torch.Generator().manual_seed(side)
     images = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    plan = Planner(Data("random", 3), len(images), generator).plan(0).batch(2, 5)
-    expected = render(images, plan, MEAN, STD, torch.float32, side=side)
-    found = rendering.render(images, plan, MEAN, STD, torch.float32, side=side)
+    plan = AugmentSampler(Data("random", 3), len(images), generator).sample(0).batch(2, 5)
+    expected = augment(images, plan, MEAN, STD, torch.float32, side=side)
+    found = augment_cpu(images, plan, MEAN, STD, torch.float32, side=side)
     torch.testing.assert_close(found, expected, atol=4e-6, rtol=1e-5)
 
 
@@ -78,12 +78,12 @@ def test_reflect_mirrors_about_the_outermost_pixel() -> None:
     assert reflect(torch.tensor([-2, -1, 0, 31, 32, 33])).tolist() == [2, 1, 0, 31, 30, 29]
 
 
-def plans(data: Data, epochs: int, images: int = 1000) -> list[Plan]:
-    planner = Planner(data, images, torch.Generator().manual_seed(3))
-    return [planner.plan(epoch) for epoch in range(epochs)]
+def plans(data: Data, epochs: int, images: int = 1000) -> list[AugmentPlan]:
+    planner = AugmentSampler(data, images, torch.Generator().manual_seed(3))
+    return [planner.sample(epoch) for epoch in range(epochs)]
 
 
-def by_image(plan: Plan, values: torch.Tensor) -> torch.Tensor:
+def by_image(plan: AugmentPlan, values: torch.Tensor) -> torch.Tensor:
     return values[plan.index.argsort()]
 
 
@@ -120,13 +120,13 @@ def test_nothing_is_drawn_for_what_the_recipe_does_not_ask() -> None:
 def test_a_plain_plan_only_normalises() -> None:
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     expected = (images / 255 - MEAN[:, None, None]) / STD[:, None, None]
-    torch.testing.assert_close(render(images, Plan(torch.arange(4)), MEAN, STD, torch.float32), expected)
+    torch.testing.assert_close(augment(images, AugmentPlan(torch.arange(4)), MEAN, STD, torch.float32), expected)
 
 
 @pytest.mark.parametrize("side", [16, 20, 27])
 def test_smaller_images_are_those_that_pillow_makes(side: int) -> None:
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    small = render(images, Plan(torch.arange(2)), torch.zeros(3), torch.ones(3), torch.float32, side=side)
+    small = augment(images, AugmentPlan(torch.arange(2)), torch.zeros(3), torch.ones(3), torch.float32, side=side)
     assert small.shape == (2, 3, side, side) and small.is_contiguous(memory_format=torch.channels_last)
     for image, found in zip(images.flatten(0, 1), small.flatten(0, 1), strict=True):
         picture = Image.fromarray(image.float().div(255).numpy()).resize((side, side), Image.Resampling.BILINEAR)
@@ -137,7 +137,7 @@ def test_smaller_images_are_those_that_pillow_makes(side: int) -> None:
 def test_render_on_cuda_equals_render_on_the_cpu() -> None:
     images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
     (plan,) = plans(Data("random", 3, 5, 0.1, 0.1), 1, images=64)
-    moved = Plan(**{k: v.cuda() for k, v in dataclasses.asdict(plan).items()})
-    here = render(images, plan, MEAN, STD, torch.float32, 5)
-    there = render(images.cuda(), moved, MEAN.cuda(), STD.cuda(), torch.float32, 5)
+    moved = AugmentPlan(**{k: v.cuda() for k, v in dataclasses.asdict(plan).items()})
+    here = augment(images, plan, MEAN, STD, torch.float32, 5)
+    there = augment(images.cuda(), moved, MEAN.cuda(), STD.cuda(), torch.float32, 5)
     torch.testing.assert_close(there.cpu(), here)

@@ -17,18 +17,18 @@ import torch
 from conftest import Call, Cli, few_shapes
 
 import fastcifar
-from fastcifar.data import dataset as datasets
-from fastcifar.data import store as data
-from fastcifar.data.dataset import Dataset, Split
+from fastcifar.data.dataset import Dataset, Split, holdout_split
+from fastcifar.data.store import read_dataset
 from fastcifar.errors import MachineError, UsageError
-from fastcifar.model import predict as evaluate
-from fastcifar.model.augment import Plan, render
-from fastcifar.recipes import parse as recipe
+from fastcifar.model.augment import AugmentPlan, augment
+from fastcifar.model.predict import VIEWS, accuracy, confusion, images_evaluated, infer, per_class
 from fastcifar.recipes import schema
+from fastcifar.recipes.parse import default_recipe, read_recipe
 from fastcifar.recipes.schema import Recipe
-from fastcifar.system.device import memory_errors
-from fastcifar.training import flops, trainer
-from fastcifar.training.step import Training, step
+from fastcifar.system.device import explain_oom
+from fastcifar.training import trainer
+from fastcifar.training.flops import rehearse
+from fastcifar.training.step import TrainState, train_step
 
 CPU = torch.device("cpu")
 SMALL = ["network.widths=[8, 8, 8]", "training.epochs=2.5", "training.batch_size=100", "network.whiten.images=200"]
@@ -40,19 +40,19 @@ def dataset() -> Dataset:
     return few_shapes(1000, 300)
 
 
-def train(found: Recipe, dataset: Dataset, seed: int = 0, **options: object) -> tuple[Training, trainer.Result]:
-    training = Training(found, dataset, CPU, seed)
+def train(found: Recipe, dataset: Dataset, seed: int = 0, **options: object) -> tuple[TrainState, trainer.Result]:
+    training = TrainState(found, dataset, CPU, seed)
     return training, trainer.train(training, dataset, **options)  # type: ignore[arg-type]
 
 
-def same(one: Training, other: Training) -> bool:
+def same(one: TrainState, other: TrainState) -> bool:
     pairs = zip(one.network.state_dict().values(), other.network.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_a_run_counts_and_times_what_it_says(dataset: Dataset) -> None:
     seen: list[tuple[str, int]] = []
-    found = recipe.load("tiny", SMALL)
+    found = read_recipe("tiny", SMALL)
     training, result = train(
         found, dataset, eval_every=1, on_change=lambda status: seen.append((status.stage, status.steps_done))
     )
@@ -67,7 +67,7 @@ def test_a_run_counts_and_times_what_it_says(dataset: Dataset) -> None:
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(dataset: Dataset) -> None:
-    found = recipe.load("hive94", [*SMALL, "data.cutout=8", "ema.start=0.5"])
+    found = read_recipe("hive94", [*SMALL, "data.cutout=8", "ema.start=0.5"])
     (one, first), (two, second), (other, _) = (train(found, dataset, seed) for seed in (5, 5, 6))
     assert same(one, two) and first.accuracy == second.accuracy
     assert not same(one, other)
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(dataset: Data
 
 @pytest.mark.parametrize("name", ["hlb", "air94"])
 def test_a_resumed_run_ends_as_one_never_interrupted(name: str, dataset: Dataset) -> None:
-    found = recipe.load(name, [*SMALL, "ema.start=0.3", "optimizer.whiten_bias.schedule=[[0, 1], [0.5, 0]]"])
+    found = read_recipe(name, [*SMALL, "ema.start=0.3", "optimizer.whiten_bias.schedule=[[0, 1], [0.5, 0]]"])
     states: list[dict[str, object]] = []
     straight, result = train(found, dataset, save=lambda state: states.append(_copied(state)))
     assert len(states) == 2
@@ -98,28 +98,28 @@ def _copied(state: dict[str, object]) -> dict[str, object]:
 
 
 def test_a_loss_that_explodes_ends_the_run(dataset: Dataset) -> None:
-    found = recipe.load("tiny", [*SMALL, "optimizer.head.lr=1e30", "optimizer.filters.lr=1e30"])
+    found = read_recipe("tiny", [*SMALL, "optimizer.head.lr=1e30", "optimizer.filters.lr=1e30"])
     with pytest.raises(MachineError, match="loss is not finite.*lower"):
         train(found, dataset)
 
 
 def test_running_out_of_memory_says_what_to_try() -> None:
-    with pytest.raises(MachineError, match=r"Out of memory.*batch_size=500"), memory_errors(CPU, 1000):
+    with pytest.raises(MachineError, match=r"Out of memory.*batch_size=500"), explain_oom(CPU, 1000):
         torch.empty(2**60, dtype=torch.uint8)
-    with pytest.raises(RuntimeError, match="tensor"), memory_errors(CPU, 1000):
+    with pytest.raises(RuntimeError, match="tensor"), explain_oom(CPU, 1000):
         torch.zeros(2) @ torch.zeros(3)
 
 
 def test_evaluating_in_between_changes_nothing(dataset: Dataset) -> None:
-    found = recipe.load("tiny", SMALL)
+    found = read_recipe("tiny", SMALL)
     assert same(train(found, dataset)[0], train(found, dataset, eval_every=1)[0])
 
 
 def test_a_rehearsal_leaves_the_run_alone(dataset: Dataset) -> None:
-    found = recipe.load("tiny", SMALL)
+    found = read_recipe("tiny", SMALL)
     plain, _ = train(found, dataset)
-    training = Training(found, dataset, CPU, 0)
-    assert flops.rehearse(found, dataset, CPU) > 0
+    training = TrainState(found, dataset, CPU, 0)
+    assert rehearse(found, dataset, CPU) > 0
     trainer.train(training, dataset)
     assert same(plain, training)
 
@@ -130,7 +130,7 @@ def test_the_loop_does_not_wait_for_a_slow_reader(dataset: Dataset) -> None:
     from fastcifar.cli.display.training import TrainView
 
     view = TrainView(Screen(), "CPU", False)
-    _, result = train(recipe.load("tiny", SMALL), dataset, on_change=view.update)  # its thread never runs
+    _, result = train(read_recipe("tiny", SMALL), dataset, on_change=view.update)  # its thread never runs
     assert len(result.epochs) == 3 and view.status is not None and view.status.stage == "done"
 
 
@@ -156,13 +156,13 @@ def plain_views(
 @pytest.mark.parametrize("uncertain", [1.0, 0.25])
 @torch.no_grad()
 def test_views_are_the_anchors_views(kind: str, shifted: float, uncertain: float, dataset: Dataset) -> None:
-    training = Training(recipe.load("tiny", SMALL), dataset, CPU, 0)
+    training = TrainState(read_recipe("tiny", SMALL), dataset, CPU, 0)
     training.whiten()
     training.network.eval()
     images = dataset.test.images[:80]
     settings = schema.Evaluation(views=kind, shifted_weight=shifted, uncertain=uncertain, batch_size=32)  # type: ignore[arg-type]
-    found = evaluate.infer(training.network, images, training.mean, training.std, settings)
-    normal = render(images, Plan(torch.arange(80)), training.mean, training.std, torch.float32)
+    found = infer(training.network, images, training.mean, training.std, settings)
+    normal = augment(images, AugmentPlan(torch.arange(80)), training.mean, training.std, torch.float32)
     plain = training.network(normal)
     expected = plain if kind == "none" else plain_views(training.network, normal, (1 - shifted, shifted), kind)
     least = plain.softmax(1).amax(1).argsort()[: int(uncertain * 80)]
@@ -170,20 +170,20 @@ def test_views_are_the_anchors_views(kind: str, shifted: float, uncertain: float
     mixed[least] = expected[least]
     torch.testing.assert_close(found.plain, plain, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.averaged, mixed, atol=1e-5, rtol=1e-4)
-    assert evaluate.evaluations(settings, 80) == 80 + (evaluate.VIEWS[kind] - 1) * len(least)
+    assert images_evaluated(settings, 80) == 80 + (VIEWS[kind] - 1) * len(least)
 
 
 def test_confusion_and_per_class_count_every_image() -> None:
     logits = torch.eye(3)[[0, 1, 1, 2, 0]]
     labels = torch.tensor([0, 1, 2, 2, 1])
-    assert evaluate.confusion(logits, labels) == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
-    assert evaluate.per_class(logits, labels) == [1.0, 0.5, 0.5]
-    assert evaluate.accuracy(logits, labels) == 0.6
+    assert confusion(logits, labels) == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    assert per_class(logits, labels) == [1.0, 0.5, 0.5]
+    assert accuracy(logits, labels) == 0.6
 
 
 def test_images_grow_within_a_run(dataset: Dataset) -> None:
-    found = recipe.load("tiny", [*SMALL, "training.epochs=2", "data.resolution=[[0, 16], [0.5, 16], [0.5, 32]]"])
-    training = Training(found, dataset, CPU, 0)
+    found = read_recipe("tiny", [*SMALL, "training.epochs=2", "data.resolution=[[0, 16], [0.5, 16], [0.5, 32]]"])
+    training = TrainState(found, dataset, CPU, 0)
     seen: list[int] = []
     training.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[-1]))
     trainer.train(training, dataset)
@@ -192,14 +192,14 @@ def test_images_grow_within_a_run(dataset: Dataset) -> None:
 
 
 def test_judged_on_images_held_out(dataset: Dataset) -> None:
-    held = datasets.hold_out(dataset, 100)
+    held = holdout_split(dataset, 100)
     rows = [part.images.flatten(1).tolist() for part in (held.train, held.test)]
     assert [len(part) for part in rows] == [len(dataset.train.images) - 100, 100]
     assert sorted(rows[0] + rows[1]) == sorted(dataset.train.images.flatten(1).tolist())
-    assert torch.equal(held.test.images, datasets.hold_out(dataset, 100).test.images) and not held.published
-    assert datasets.hold_out(dataset, 0) is dataset
+    assert torch.equal(held.test.images, holdout_split(dataset, 100).test.images) and not held.published
+    assert holdout_split(dataset, 0) is dataset
     with pytest.raises(UsageError, match="leaves none"):
-        datasets.hold_out(dataset, len(dataset.train.images))
+        holdout_split(dataset, len(dataset.train.images))
 
 
 def test_train_says_what_it_is_judged_on(call: Call) -> None:
@@ -209,7 +209,7 @@ def test_train_says_what_it_is_judged_on(call: Call) -> None:
 
 
 def test_the_recipe_of_a_machine_without_a_gpu() -> None:
-    assert [recipe.default(device) for device in ("cpu", "mps", "cuda")] == ["quick90", "quick90", "fast94"]
+    assert [default_recipe(device) for device in ("cpu", "mps", "cuda")] == ["quick90", "quick90", "fast94"]
 
 
 # ------------------------------------------------------------------------------------------------------ real images
@@ -218,10 +218,10 @@ def test_the_recipe_of_a_machine_without_a_gpu() -> None:
 def test_the_real_images_can_be_learned(cifar10_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A narrow network on 10,000 real images: far above the 10 % of chance within seconds."""
     monkeypatch.setenv("FASTCIFAR_HOME", str(cifar10_home))
-    whole = data.load("cifar10")
+    whole = read_dataset("cifar10")
     part = Split(whole.train.images[:10_000], whole.train.labels[:10_000])
     test = Split(whole.test.images[:2000], whole.test.labels[:2000])
-    found = recipe.load("tiny", ["training.epochs=3", "evaluation.views=flip"])
+    found = read_recipe("tiny", ["training.epochs=3", "evaluation.views=flip"])
     _, result = train(found, dataclasses.replace(whole, train=part, test=test))
     assert result.accuracy > 0.55
     assert result.epochs[-1].train_loss < result.epochs[0].train_loss
@@ -301,25 +301,25 @@ def test_train_eval_and_load_agree(cli: Cli, whole: Path) -> None:
     network = fastcifar.load(whole)
     checkpoint = torch.load(whole / "checkpoint.pt", weights_only=True)
     assert checkpoint["metrics"]["accuracy"] == found["accuracy"]
-    test = data.load("shapes").test
+    test = read_dataset("shapes").test
     mean, std = (torch.tensor(checkpoint["dataset"][key]) for key in ("mean", "std"))
-    logits = network(render(test.images, Plan(torch.arange(2000)), mean, std, torch.float32))
-    assert evaluate.accuracy(logits, test.labels) == pytest.approx(found["accuracy_no_tta"], abs=0.002)
+    logits = network(augment(test.images, AugmentPlan(torch.arange(2000)), mean, std, torch.float32))
+    assert accuracy(logits, test.labels) == pytest.approx(found["accuracy_no_tta"], abs=0.002)
 
 
 @pytest.mark.gpu
 def test_steps_on_cuda_follow_those_on_the_cpu(dataset: Dataset) -> None:
-    found = recipe.load("tiny", [*SMALL, "training.precision=float32", "data.flip=none", "data.translate=0"])
+    found = read_recipe("tiny", [*SMALL, "training.precision=float32", "data.flip=none", "data.translate=0"])
     order = torch.randperm(1000)
     weights = []
     for device in (CPU, torch.device("cuda")):
-        training = Training(found, dataset, device, 0)
-        plan = Plan(order.to(device))
-        sample = training.render(plan.batch(0, 200))
+        training = TrainState(found, dataset, device, 0)
+        plan = AugmentPlan(order.to(device))
+        sample = training.augment(plan.batch(0, 200))
         training.network.set_whitening([sample])
-        training.planner.plan = lambda epoch, plan=plan: plan  # type: ignore[method-assign, misc]
+        training.sampler.sample = lambda epoch, plan=plan: plan  # type: ignore[method-assign, misc]
         for _ in range(3):
-            step(training)
+            train_step(training)
         weights.append(training.network.state_dict())
     here, there = weights
     for key in here:
@@ -329,8 +329,8 @@ def test_steps_on_cuda_follow_those_on_the_cpu(dataset: Dataset) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["air94", "hive94", "hlb", "hlb-first"])
 def test_every_recipe_trains_on_cuda(name: str, dataset: Dataset) -> None:
-    found = recipe.load(name, ["training.epochs=3", "training.batch_size=128", "network.whiten.images=500"])
-    training = Training(found, dataset, torch.device("cuda"), 0)
+    found = read_recipe(name, ["training.epochs=3", "training.batch_size=128", "network.whiten.images=500"])
+    training = TrainState(found, dataset, torch.device("cuda"), 0)
     result = trainer.train(training, dataset)
     assert result.epochs[-1].train_loss < result.epochs[0].train_loss
     assert result.train_s > 0

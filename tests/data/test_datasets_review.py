@@ -22,21 +22,30 @@ from fastcifar.data import cifar as importing
 from fastcifar.data import dataset as datasets
 from fastcifar.data import fetch
 from fastcifar.data import images as image_files
-from fastcifar.data import store as data
+from fastcifar.data.store import (
+    MissingDataset,
+    dataset_names,
+    dataset_path,
+    download_dataset,
+    import_dataset,
+    read_dataset,
+    remove_dataset,
+    verify_dataset,
+)
 from fastcifar.errors import DataError, UsageError
 
 
 def test_names_are_those_that_can_be_loaded(image_folder: Path, home: Path) -> None:
-    assert data.names() == ["shapes"]
-    data.import_from(image_folder)
+    assert dataset_names() == ["shapes"]
+    import_dataset(image_folder)
     (home / ".pets.pt.1.tmp").touch()
     (home / "folder.pt").mkdir()
-    assert data.names() == ["pets", "shapes"]
+    assert dataset_names() == ["pets", "shapes"]
 
 
 def test_a_missing_dataset_of_ones_own_is_not_to_be_downloaded() -> None:
-    with pytest.raises(data.MissingDataset, match=r"--from PATH --name mine`.*here are: shapes"):
-        data.load("mine")
+    with pytest.raises(MissingDataset, match=r"--from PATH --name mine`.*here are: shapes"):
+        read_dataset("mine")
 
 
 @pytest.mark.parametrize(
@@ -45,35 +54,35 @@ def test_a_missing_dataset_of_ones_own_is_not_to_be_downloaded() -> None:
      {"classes": [1, 2]}],
 )  # fmt: skip
 def test_values_that_do_not_belong_in_a_cache_file(change: dict[str, Any], image_folder: Path) -> None:
-    data.import_from(image_folder)
-    path = data.path_of("pets")
+    import_dataset(image_folder)
+    path = dataset_path("pets")
     torch.save({**torch.load(path, weights_only=True), **change}, path)
     with pytest.raises(DataError, match="is damaged"):
-        data.load("pets")
+        read_dataset("pets")
 
 
 def test_verify_knows_the_published_hashes(image_folder: Path) -> None:
-    data.import_from(image_folder)
-    tree = torch.load(data.path_of("pets"), weights_only=True)
-    torch.save({**tree, "published": True}, data.path_of("cifar10"))
+    import_dataset(image_folder)
+    tree = torch.load(dataset_path("pets"), weights_only=True)
+    torch.save({**tree, "published": True}, dataset_path("cifar10"))
     with pytest.raises(DataError, match="content has changed"):
-        data.verify("cifar10")
+        verify_dataset("cifar10")
 
 
 def test_a_lock_that_cannot_be_had(image_folder: Path, home: Path) -> None:
     (home / ".lock").mkdir(parents=True)
     with pytest.raises(DataError, match=r"cannot be written.*FASTCIFAR_HOME"):
-        data.import_from(image_folder)
+        import_dataset(image_folder)
 
 
 def test_an_unknown_packaging(official: Official) -> None:
     with pytest.raises(UsageError, match=r"cifar10 or cifar100.*--name"):
-        data.import_from(official.archive, "mine")
+        import_dataset(official.archive, "mine")
 
 
 def test_the_embedded_dataset_needs_no_download() -> None:
     with pytest.raises(UsageError, match="nothing to download"):
-        data.download("shapes")
+        download_dataset("shapes")
 
 
 def test_the_files_of_the_other_dataset(official: Official, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +90,7 @@ def test_the_files_of_the_other_dataset(official: Official, monkeypatch: pytest.
     monkeypatch.setattr(importing, "published_facts", lambda name: official.facts if name == "cifar10" else other)
     for path in (official.archive, official.folder):
         with pytest.raises(DataError, match="add `--dataset cifar10`"):
-            data.import_from(path, "cifar100")
+            import_dataset(path, "cifar100")
 
 
 def test_more_classes_than_a_byte_can_count() -> None:
@@ -91,14 +100,14 @@ def test_more_classes_than_a_byte_can_count() -> None:
 
 def test_files_of_the_file_manager_are_no_images(image_folder: Path) -> None:
     (image_folder / "train" / "cat" / "._cat_s_000000.png").write_bytes(b"\0\5\x16\7")
-    assert len(data.import_from(image_folder).train.labels) == 6
+    assert len(import_dataset(image_folder).train.labels) == 6
 
 
 def test_published_content_gets_the_published_class_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_folder(tmp_path / "numbered", tuple("0123456789"), count=1)
-    own = data.import_from(folder)
+    own = import_dataset(folder)
     monkeypatch.setattr(datasets, "HASHES", {"cifar10": (datasets.digest_of(own.train), datasets.digest_of(own.test))})
-    found = data.import_from(folder)
+    found = import_dataset(folder)
     assert (found.name, found.classes[0], found.published) == ("cifar10", "airplane", True)
 
 
@@ -106,7 +115,7 @@ def test_published_content_gets_the_published_class_names(tmp_path: Path, monkey
 def test_a_folder_that_may_not_be_read(image_folder: Path) -> None:
     (image_folder / "train").chmod(0)
     with pytest.raises(DataError, match="cannot be read"):
-        data.import_from(image_folder)
+        import_dataset(image_folder)
 
 
 def test_an_unreadable_folder_is_told(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,14 +124,14 @@ def test_an_unreadable_folder_is_told(image_folder: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(image_files, "check_classes", refuse)
     with pytest.raises(DataError, match="cannot be read: Permission denied"):
-        data.import_from(image_folder)
+        import_dataset(image_folder)
 
 
 def test_remove_takes_what_a_killed_process_left(no_home: Path) -> None:
     no_home.mkdir()
     left = no_home / ".pets.pt.123.tmp"
     left.touch()
-    assert data.remove("pets") == [left] and not left.exists()
+    assert remove_dataset("pets") == [left] and not left.exists()
 
 
 class Chunked(BaseHTTPRequestHandler):
@@ -166,7 +175,7 @@ def test_a_stream_of_unknown_length_that_breaks_off_goes_on(chunked: str, tmp_pa
 def test_an_archive_that_came_whole_is_not_asked_for_again(official: Official, no_home: Path) -> None:
     no_home.mkdir()
     (no_home / official.facts.archive).write_bytes(official.archive.read_bytes())
-    found = data.download("cifar10")  # nobody answers at the address
+    found = download_dataset("cifar10")  # nobody answers at the address
     assert found.source == official.facts.url
     assert not (no_home / official.facts.archive).exists()
 
@@ -174,17 +183,17 @@ def test_an_archive_that_came_whole_is_not_asked_for_again(official: Official, n
 def test_a_dataset_that_is_here_is_verified_not_trusted(official: Official, no_home: Path) -> None:
     no_home.mkdir()
     (no_home / official.facts.archive).write_bytes(official.archive.read_bytes())
-    kept = data.path_of("cifar10")
-    content = data.download("cifar10").train.images.numpy().tobytes()[:64]
+    kept = dataset_path("cifar10")
+    content = download_dataset("cifar10").train.images.numpy().tobytes()[:64]
     changed = bytearray(kept.read_bytes())
     changed[changed.index(content)] ^= 1
     kept.write_bytes(changed)
     with pytest.raises(DataError, match="content has changed"):
-        data.download("cifar10", "http://127.0.0.1:9/mirror")
+        download_dataset("cifar10", "http://127.0.0.1:9/mirror")
 
 
 def test_jpeg_and_webp_are_read(tmp_path: Path) -> None:
     for suffix in (".jpg", ".webp"):
-        found = data.import_from(make_folder(tmp_path / f"pets{suffix[1:]}", suffix=suffix))
+        found = import_dataset(make_folder(tmp_path / f"pets{suffix[1:]}", suffix=suffix))
         path = tmp_path / f"pets{suffix[1:]}" / "train" / "cat" / f"cat_s_000000{suffix}"
         assert torch.equal(found.train.images[0], torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1))
