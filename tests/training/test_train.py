@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import math
+import os
+import select
 import signal
 import subprocess
 import sys
@@ -19,7 +23,7 @@ from conftest import Call, Cli, few_shapes
 import fastcifar
 from fastcifar.data.dataset import Dataset, Split, holdout_split
 from fastcifar.data.store import load_dataset
-from fastcifar.errors import MachineError, UsageError
+from fastcifar.errors import DataError, MachineError, UsageError
 from fastcifar.model.augment import AugmentPlan, augment
 from fastcifar.model.predict import VIEWS, accuracy, confusion, images_evaluated, infer, per_class
 from fastcifar.recipes import schema
@@ -27,7 +31,8 @@ from fastcifar.recipes.parse import default_recipe, load_recipe
 from fastcifar.recipes.schema import Recipe
 from fastcifar.system.device import explain_oom
 from fastcifar.training import trainer
-from fastcifar.training.flops import rehearse
+from fastcifar.training.flops import count_flops
+from fastcifar.training.run import RunFolder
 from fastcifar.training.step import TrainState, train_step
 
 CPU = torch.device("cpu")
@@ -115,23 +120,27 @@ def test_evaluating_in_between_changes_nothing(dataset: Dataset) -> None:
     assert same(train(found, dataset)[0], train(found, dataset, eval_every=1)[0])
 
 
-def test_a_rehearsal_leaves_the_run_alone(dataset: Dataset) -> None:
-    found = load_recipe("tiny", *SMALL)
-    plain, _ = train(found, dataset)
-    training = TrainState(found, dataset, CPU, 0)
-    assert rehearse(found, dataset, CPU) > 0
-    trainer.fit(training)
-    assert same(plain, training)
-
-
-def test_the_loop_does_not_wait_for_a_slow_reader(dataset: Dataset) -> None:
-    """The view's thread may hang in a write for ever: the callback only keeps the state."""
-    from fastcifar.cli.display.screen import Screen
-    from fastcifar.cli.display.training import TrainView
-
-    view = TrainView(Screen(), "CPU", False)
-    _, result = train(load_recipe("tiny", *SMALL), dataset, on_change=view.update)  # its thread never runs
-    assert len(result.epochs) == 3 and view.status is not None and view.status.stage == "done"
+def test_a_blocked_terminal_does_not_stall_a_training(tmp_path: Path) -> None:
+    """A pipe that nobody reads has room for the first lines; then whoever writes to it hangs, but the training."""
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4096)
+    os.write(write, b" " * (4096 - 250))
+    command = [sys.executable, "-m", "fastcifar", "train", "tiny", "--dataset", "shapes", "--out", "run"]
+    settings = [f"--set={setting}" for setting in (*SMALL, "training.epochs=6")]
+    process = subprocess.Popen([*command, *settings], cwd=tmp_path, stdout=write, stderr=subprocess.DEVNULL)
+    os.close(write)
+    try:
+        deadline, steps = time.monotonic() + 240, 0
+        while steps < 500 and time.monotonic() < deadline:
+            time.sleep(0.2)
+            with contextlib.suppress(DataError):  # not there yet
+                steps = RunFolder(tmp_path / "run").load_state()["loop"]["training"]["step"]
+        left = len(select.select([read], [], [], 0)[0]) and 4096 - len(os.read(read, 4096))
+        assert steps == 500 and left < 100, "the fifth of six epochs ended while the pipe had no room for a line"
+    finally:
+        process.kill()
+        process.wait()
+        os.close(read)
 
 
 # ------------------------------------------------------------------------------------------------------- evaluation
@@ -200,6 +209,15 @@ def test_judged_on_images_held_out(dataset: Dataset) -> None:
     assert holdout_split(dataset, 0) is dataset
     with pytest.raises(UsageError, match="leaves none"):
         holdout_split(dataset, len(dataset.train.images))
+
+
+def test_the_core_holds_images_out(dataset: Dataset) -> None:
+    recipe = load_recipe("tiny", *SMALL, "data.holdout=500")
+    state = TrainState(recipe, dataset, CPU, 0)
+    assert (state.total_steps, len(state.dataset.test.images)) == (13, 500)  # 2.5 epochs of 5 steps
+    assert (
+        2 * count_flops(recipe, 10, 1000, 500).training == count_flops(load_recipe("tiny", *SMALL), 10, 1000).training
+    )
 
 
 def test_train_says_what_it_is_judged_on(call: Call) -> None:
