@@ -26,7 +26,7 @@ from fastcifar.data.dataset import (
 from fastcifar.data.images import read_image_folder
 from fastcifar.errors import DataError, UsageError
 from fastcifar.system import files
-from fastcifar.system.files import home, home_lock
+from fastcifar.system.files import dataset_files, home, home_lock
 
 
 class MissingDataset(DataError):
@@ -42,7 +42,7 @@ def dataset_path(name: str) -> Path:
 
 def dataset_names() -> list[str]:
     """The datasets that can be loaded now: those in home, and the embedded one."""
-    return sorted({EMBEDDED, *(path.stem for path in home().glob("[!.]*.pt") if path.is_file())})
+    return sorted({EMBEDDED, *(path.stem for path in dataset_files())})
 
 
 def download_hint(name: str) -> str:

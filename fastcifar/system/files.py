@@ -10,8 +10,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 from fastcifar.errors import DataError
 
 FORMAT = 1
@@ -52,6 +50,8 @@ def check_writable(path: Path) -> None:
 
 def save_tensors(path: Path, kind: str, tree: dict[str, Any]) -> None:
     """A tree of tensors and plain values that says what it is; raises DataError where it cannot be written."""
+    import torch
+
     write_atomically(path, lambda file: torch.save({"kind": kind, "format": FORMAT, **tree}, file))
 
 
@@ -61,6 +61,8 @@ def load_tensors(path: Path, kind: str, keys: tuple[str, ...] = (), mmap: bool =
     With `mmap` the tensors stay on disk until they are read. Raises DataError where the file is missing, damaged,
     something else, or of another version.
     """
+    import torch
+
     if path.is_dir():
         raise DataError(f"{path} is a folder where a {kind} of fastcifar should be.")
     try:
@@ -110,6 +112,11 @@ def home() -> Path:
             f"{folder} cannot be used: {error.strerror}; set FASTCIFAR_HOME to a folder of yours."
         ) from None
     return folder
+
+
+def dataset_files() -> list[Path]:
+    """The files of the datasets in `home()`, named after them; without torch, for shell completion."""
+    return sorted(path for path in home().glob("[!.]*.pt") if path.is_file())
 
 
 @contextmanager
