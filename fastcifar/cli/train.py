@@ -50,7 +50,7 @@ def train(
     """
     from fastcifar.bench.distributed import here
     from fastcifar.cli.display.screen import Screen
-    from fastcifar.cli.display.training import TrainView, introduction, summary
+    from fastcifar.cli.display.training import TrainView, introduction, summary_from_document
     from fastcifar.model.checkpoint import recipe_of
     from fastcifar.recipes.parse import default_recipe, load_recipe
     from fastcifar.training import run
@@ -103,7 +103,7 @@ def train(
         **run.run_record(trained, flops),
         "checkpoint": str(folder.checkpoint),
     }
-    shown = summary(record)
+    shown = summary_from_document(record)
     try:
         folder.finish(trained, session.device, record)
     except FastcifarError:
