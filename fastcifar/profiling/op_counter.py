@@ -24,7 +24,13 @@ from fastcifar.profiling.attribution import LOSS
 from fastcifar.training.annotations import LAYER, PHASE
 
 OpScope = tuple[str | None, str | None]  # phase and layer
-OVERWRITING = ("copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_")  # in place, but the old content is not read
+OVERWRITING = (
+    "copy_",
+    "fill_",
+    "zero_",
+    "_foreach_copy_",
+    "_foreach_zero_",
+)  # in place, but the old content is not read
 FORMULAS = {
     **flop_registry,
     torch.ops.fastcifar.convolve: convolution_flops,

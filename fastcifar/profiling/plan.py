@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from fastcifar.data.dataset import EMBEDDED, Dataset
-from fastcifar.data.store import MissingDataset, read_dataset
+from fastcifar.data.store import MissingDataset, load_dataset
 from fastcifar.errors import MachineError, UsageError
 from fastcifar.model.checkpoint import load_checkpoint, network_of, recipe_of
 from fastcifar.profiling.recording import Recording, mean_step, record
 from fastcifar.profiling.targets import ProfileTarget, recipe_target, run_targets, with_batch
-from fastcifar.recipes.parse import bind_overrides, default_recipe, read_recipe
+from fastcifar.recipes.parse import bind_overrides, default_recipe, load_recipe
 from fastcifar.recipes.schema import Recipe
 from fastcifar.system.device import is_oom, peak_memory
-from fastcifar.training.engine import Engine, bind_engines, choose_engine
+from fastcifar.training.engine import Engine
 
 SIDES = ("a", "b")  # of a comparison
 
@@ -102,24 +102,24 @@ def plan_recipes(
     overrides: Sequence[str],
     dataset: str | None,
     device: torch.device,
+    engines: Sequence[Engine],
     batch: int | None = None,
-    engines: Sequence[str] = (),
 ) -> ProfilePlan:
-    """The plan to profile one recipe (None: the default of the device), or to compare two.
+    """The plan to profile one recipe, or to compare two; None names the default recipe of the device.
 
-    `overrides` (`section.key=value`) and `engines` of one side of a comparison begin with `a:` or `b:`.
+    In a comparison `overrides` (`section.key=value`) of one side begin with `a:` or `b:`. `engines` are one for each.
     """
-    usual = default_recipe(device.type)
+    default = default_recipe(device.type)
     if len(names) == 1:
-        recipes = [read_recipe(names[0] or usual, overrides)]
+        recipes = [load_recipe(names[0] or default, *overrides)]
     else:
         bound = bind_overrides(overrides, SIDES)
-        recipes = [read_recipe(name or usual, bound[side]) for name, side in zip(names, SIDES, strict=True)]
-    return make_plan(recipes, find_images(dataset, "cifar10"), device, batch, engines)
+        recipes = [load_recipe(name or default, *bound[side]) for name, side in zip(names, SIDES, strict=True)]
+    return make_plan(recipes, find_images(dataset, "cifar10"), device, engines, batch)
 
 
 def plan_checkpoint(
-    path: Path, dataset: str | None, device: torch.device, batch: int | None = None, engines: Sequence[str] = ()
+    path: Path, dataset: str | None, device: torch.device, engine: Engine, batch: int | None = None
 ) -> ProfilePlan:
     """The plan to profile the network of a checkpoint with its recipe and weights."""
     tree = load_checkpoint(path)
@@ -127,36 +127,29 @@ def plan_checkpoint(
     images = find_images(dataset, tree["dataset"]["name"])
     if len(images.classes) != len(tree["dataset"]["classes"]):
         raise UsageError(f"Dataset '{images.name}' has other classes than this network was trained on.")
-    return make_plan([recipe_of(tree, path)], images, device, batch, engines, network_state)
+    return make_plan([recipe_of(tree, path)], images, device, [engine], batch, network_state)
 
 
 def make_plan(
     recipes: Sequence[Recipe],
     dataset: Dataset,
     device: torch.device,
+    engines: Sequence[Engine],
     batch: int | None,
-    engines: Sequence[str],
     network_state: dict[str, Tensor] | None = None,
 ) -> ProfilePlan:
-    """The plan with the batch size and the engine of each recipe."""
-    names = bind_engines(engines, SIDES[: len(recipes)], "eager")
+    """The plan with the batch size that is going to be measured."""
     measured = [with_batch(recipe, batch, device) for recipe in recipes]
-    return ProfilePlan(
-        measured,
-        [choose_engine(name, device) for name in names.values()],
-        dataset,
-        device,
-        any(own.training.batch_size > m.training.batch_size for own, m in zip(recipes, measured, strict=True)),
-        network_state,
-    )
+    fewer = any(m.training.batch_size < own.training.batch_size for m, own in zip(measured, recipes, strict=True))
+    return ProfilePlan(measured, list(engines), dataset, device, fewer, network_state)
 
 
 def find_images(name: str | None, usual: str) -> Dataset:
     """The named dataset; None: the usual one where it is on this machine, else the embedded one, because no time
     depends on what the images show."""
     if name is not None:
-        return read_dataset(name)
+        return load_dataset(name)
     try:
-        return read_dataset(usual)
+        return load_dataset(usual)
     except MissingDataset:
-        return read_dataset(EMBEDDED)
+        return load_dataset(EMBEDDED)

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from fastcifar.profiling.attribution import Event, KernelTime, attribute
+from fastcifar.profiling.attribution import Event, KernelTime, annotate, attribute
+from fastcifar.profiling.breakdown import index_layers
 from fastcifar.profiling.op_counter import OpCost, OpCounter, OpScope
 from fastcifar.profiling.roofline import Roofline, measure_roofline
 from fastcifar.profiling.targets import ProfileTarget
@@ -52,6 +53,10 @@ class Recording:
     events: list[Event]  # of the last recorded step
     roofline: Roofline
     kinds: int = 1  # of step, of which this is the mean
+
+    def annotated_events(self) -> list[Event]:
+        """The events of the last recorded step with phase and layer, for a trace viewer."""
+        return annotate(self.events, index_layers(self.target.network).names)
 
 
 def record(targets: Sequence[ProfileTarget], steps: int | None = None) -> list[Recording]:

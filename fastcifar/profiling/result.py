@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastcifar import stats
-from fastcifar.profiling.breakdown import Breakdown, GroupTime, Item, LayerIndex, break_down, group_times, index_layers, std
+from fastcifar.profiling.breakdown import (
+    Breakdown,
+    GroupTime,
+    Item,
+    LayerIndex,
+    break_down,
+    group_times,
+    index_layers,
+    std,
+)
 from fastcifar.profiling.op_counter import OpCost
 from fastcifar.profiling.recording import Recording
 from fastcifar.profiling.roofline import Roofline
@@ -88,7 +97,7 @@ def summarize(recording: Recording) -> Profile:
     step_times_ms = [1000 * step.seconds for step in recording.steps]
     kernel_ms = sum(item.ms for item in table.items)
     step_ms = statistics.fmean(step_times_ms)
-    # The kernels are timed in recorded steps, which are slower: where they take longer than a step, it has no idle time.
+    # Kernels are timed in recorded steps, which are slower: where they take longer than a step, no time is idle.
     whole_ms = max(step_ms, kernel_ms)
     return Profile(
         recipe=target.name,

@@ -40,7 +40,7 @@ class Roofline:
         return max(times, key=lambda name: times[name])
 
     def share(self, flops: float, size: float, ms: float) -> float:
-        """The time needed at the ceilings of arithmetic and memory over the time taken; 1: as fast as the device can."""
+        """The time needed at the ceilings of arithmetic and memory over the time taken; 1: as fast as can be."""
         times = self.times(flops, size, 0)
         return max(times.values()) / ms if ms > 0 else 0.0
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fastcifar.data.dataset import Dataset
 from fastcifar.recipes.schema import Recipe
-from fastcifar.training.engine import Engine
+from fastcifar.training.engine import EAGER, Engine
 from fastcifar.training.step import TrainState, train_step
 
 WHITENING_IMAGES = 500  # no time depends on how well the filters whiten
@@ -43,7 +43,7 @@ def recipe_target(
     recipe: Recipe,
     dataset: Dataset,
     device: torch.device,
-    engine: Engine,
+    engine: Engine = EAGER,
     network_state: dict[str, Tensor] | None = None,
 ) -> ProfileTarget:
     """The step of a recipe's training, always the second of the run, in which all is trained that ever is.
@@ -58,7 +58,7 @@ def run_targets(
     recipe: Recipe,
     dataset: Dataset,
     device: torch.device,
-    engine: Engine,
+    engine: Engine = EAGER,
     network_state: dict[str, Tensor] | None = None,
 ) -> list[tuple[ProfileTarget, float]]:
     """One step of every kind that a run has, each with its share of the run's steps."""
