@@ -23,14 +23,15 @@ from fastcifar.profiling.roofline import Roofline
 from fastcifar.profiling.targets import ProfileTarget, recipe_target
 from fastcifar.recipes.parse import load_recipe
 from fastcifar.training.annotations import PHASES
+from fastcifar.training.engine import EAGER, Engine
 
 CPU = torch.device("cpu")
 
 
-def small_target(name: str, *overrides: str) -> ProfileTarget:
+def small_target(name: str, *overrides: str, engine: Engine = EAGER) -> ProfileTarget:
     """A step of a recipe with narrow layers and eight images."""
     small = ["network.widths=[8, 16, 16]", "training.batch_size=8", *overrides]
-    return recipe_target(load_recipe(name, *small), load_dataset("shapes"), CPU)
+    return recipe_target(load_recipe(name, *small), load_dataset("shapes"), CPU, engine)
 
 
 def profile_network(network: nn.Module, *, image: tuple[int, ...] = (3, 8, 8), batch: int = 4, steps: int = 2) -> Any:

@@ -83,6 +83,7 @@ def test_a_checkpoint_is_profiled(call: Call) -> None:
         (["--batch", "0"], 2, "--batch"),
         (["--engine", "grap"], 2, "did you mean 'graph'"),
         (["--engine", "graph"], 4, "CUDA"),
+        (["--engine", "b:compiled"], 2, "--engine 'b:compiled' is for 'b', which is not here"),
         (["--device", "cuda:9"], 4, "cuda:9"),
         (["--dataset", "nowhere"], 3, "nowhere"),
         (["--svg", "no/such/folder/x.svg"], 3, "x.svg"),
