@@ -56,7 +56,7 @@ def size_of(path: Path) -> int:
 
 
 def resume(url: str, part: Path, progress: Progress) -> None:
-    """Append to `part` what it lacks of `url`; raises IncompleteDownload where the connection is lost before the end."""
+    """Append to `part` what it lacks of `url`; raises IncompleteDownload where the connection is lost."""
     have = size_of(part)
     headers = {"User-Agent": "fastcifar", **({"Range": f"bytes={have}-"} if have else {})}
     try:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -28,17 +29,24 @@ def read_image(path: Path, convert: Conversion) -> np.ndarray:
     Raises DataError for a file that is missing, unreadable, no image, or refused by `convert`.
     """
     try:
-        with Image.open(path) as picture:
+        with open(path, "rb") as file:
+            return decode(path, file, convert)
+    except FileNotFoundError:
+        raise DataError(f"There is no file {path}.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def decode(path: Path, file: BinaryIO, convert: Conversion) -> np.ndarray:
+    """The image in the open `file` at `path`, as `read_image`; raises DataError for whatever Pillow raises."""
+    try:
+        with Image.open(file) as picture:
             return np.asarray(convert(path, picture)).transpose(2, 0, 1)
     except DataError:
         raise
-    except FileNotFoundError:
-        raise DataError(f"There is no file {path}.") from None
-    except Exception as error:
-        # Pillow does not document what its decoders raise: for a damaged file it is OSError, SyntaxError, ValueError,
-        # struct.error, OverflowError, DecompressionBombError and more, and which depends on the byte.
-        if isinstance(error, OSError) and error.strerror:  # the system's, not a decoder's
-            raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+    except Exception:
+        # Pillow does not document what its decoders raise. For a damaged file it is OSError, SyntaxError, ValueError,
+        # OverflowError, struct.error, DecompressionBombError or another, depending on the byte.
         raise DataError(f"{path} is not an image that can be read: replace or remove it.") from None
 
 

@@ -14,7 +14,7 @@ from fastcifar.data.images import crop_and_resize, list_classes, list_images, re
 from fastcifar.errors import DataError, UsageError, nearest
 from fastcifar.model import predict
 from fastcifar.model.checkpoint import network_of, recipe_of
-from fastcifar.recipes.schema import Evaluation, Tta
+from fastcifar.recipes.schema import Evaluation, Views
 
 TOP = 5  # classes listed for a single image
 
@@ -36,58 +36,65 @@ class Classifier:
         return logits.averaged.cpu()
 
 
-def build_classifier(checkpoint: dict[str, Any], device: torch.device, tta: Tta = "recipe") -> Classifier:
-    """The classifier in a checkpoint, with the test-time augmentation of its recipe or another one.
+def build_classifier(checkpoint: dict[str, Any], device: torch.device, views: Views | None = None) -> Classifier:
+    """The classifier in a checkpoint, with the test-time augmentation of its recipe or with other `views`.
 
-    One that is chosen by name gives every image all of its views, also where the recipe gives them only to the least
-    certain ones. Raises DataError where the checkpoint's parts do not fit together.
+    Views chosen here are given to every image, also where the recipe gives them only to the least certain ones. Raises
+    DataError where the checkpoint's parts are damaged or do not fit together.
     """
-    facts = checkpoint["dataset"]
-    mean, std = (torch.tensor(facts[key], dtype=torch.float32, device=device) for key in ("mean", "std"))
+    network = network_of(checkpoint, device)
     recipe = recipe_of(checkpoint).evaluation
-    if tta != "recipe":
-        recipe = replace(recipe, views=tta, uncertain=1.0)
-    return Classifier(network_of(checkpoint, device), facts["name"], facts["classes"], mean, std, recipe)
+    if views is not None:
+        recipe = replace(recipe, views=views, uncertain=1.0)
+    facts = checkpoint["dataset"]
+    try:
+        mean, std = (torch.tensor(facts[key], dtype=torch.float32, device=device) for key in ("mean", "std"))
+        return Classifier(network, facts["name"], facts["classes"], mean, std, recipe)
+    except (KeyError, TypeError, ValueError):
+        raise DataError("What the checkpoint says of its dataset is damaged.") from None
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """Images to classify, uint8 (N, 3, 32, 32), with their labels, int64 (N,), or their files' names."""
+    """Images to classify, uint8 (N, 3, 32, 32), with their labels, int64 (N,), or the names of their files."""
 
     name: str
     images: Tensor
     labels: Tensor | None = None
     files: tuple[str, ...] = ()
 
+    @classmethod
+    def from_dataset(cls, dataset: Dataset, classes: list[str]) -> EvalSet:
+        """The test images of a dataset; raises UsageError where its classes are not `classes`."""
+        if list(dataset.classes) != classes:
+            raise UsageError(f"Dataset '{dataset.name}' has other classes than this network was trained on.")
+        return cls(dataset.name, dataset.test.images, dataset.test.labels)
 
-def test_images_of(dataset: Dataset, classifier: Classifier) -> EvalSet:
-    """The test images of a dataset; raises UsageError where its classes are not those of the network."""
-    if list(dataset.classes) != classifier.classes:
-        raise UsageError(f"Dataset '{dataset.name}' has other classes than this network was trained on.")
-    return EvalSet(dataset.name, dataset.test.images, dataset.test.labels)
+    @classmethod
+    def from_files(cls, paths: list[Path], classes: list[str]) -> EvalSet:
+        """Image files of any size, or one folder: of image files, or of class folders, whose names are the labels.
 
+        Of an image folder with both splits, the test images. Raises DataError for a folder that is none of `classes`
+        and for a file that is no image, UsageError for a folder among other paths.
+        """
+        folders = [path for path in paths if path.is_dir()]
+        if folders and len(paths) > 1:
+            raise UsageError(f"{folders[0]} is a folder: give one folder, or single image files.")
+        if folders:
+            root = paths[0] / "test" if (paths[0] / "test").is_dir() else paths[0]
+            if names := list_classes(root):
+                return cls.from_class_folders(root, names, classes)
+            paths = list_images(root)
+        return cls("files", read_all(paths), files=tuple(map(str, paths)))
 
-def image_set(paths: list[Path], classifier: Classifier) -> EvalSet:
-    """Image files, or one folder: of image files, or of class folders, whose names are then the labels.
-
-    Of an image folder with both splits it is the test images. Raises DataError for a class that the network does not
-    know and an image that cannot be read, UsageError for folders mixed with other paths.
-    """
-    folders = [path for path in paths if path.is_dir()]
-    if not folders:
-        return EvalSet("files", read_all(paths), files=tuple(map(str, paths)))
-    if len(paths) > 1:
-        raise UsageError(f"{folders[0]} is a folder: give one folder, or single image files.")
-    root = paths[0] / "test" if (paths[0] / "test").is_dir() else paths[0]
-    names = list_classes(root)
-    if not names:
-        return image_set(list_images(root), classifier)
-    if unknown := [name for name in names if name not in classifier.classes]:
-        raise DataError(
-            f"Folder {root / unknown[0]} is no class of this network; {nearest(unknown[0], classifier.classes)}"
-        )
-    files = [(path, classifier.classes.index(name)) for name in names for path in list_images(root / name)]
-    return EvalSet(str(root), read_all([path for path, _ in files]), torch.tensor([label for _, label in files]))
+    @classmethod
+    def from_class_folders(cls, root: Path, names: list[str], classes: list[str]) -> EvalSet:
+        """The image files in the folders `names` of `root`, each labelled with its folder's place in `classes`."""
+        if unknown := [name for name in names if name not in classes]:
+            raise DataError(f"Folder {root / unknown[0]} is no class of this network; {nearest(unknown[0], classes)}")
+        files = [(path, classes.index(name)) for name in names for path in list_images(root / name)]
+        labels = torch.tensor([label for _, label in files])
+        return cls(str(root), read_all([path for path, _ in files]), labels)
 
 
 def read_all(paths: list[Path]) -> Tensor:

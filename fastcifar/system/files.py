@@ -133,20 +133,21 @@ def lock(path: Path, wait: bool, advice: str = "choose another place") -> Iterat
 
 
 def acquire_lock(path: Path, timeout: float) -> BaseFileLock:
-    """A lock on the file `path`; where the file system has no flock, the existence of a file is the lock.
+    """A lock on the file `path`; where the file system has no flock, the existence of `<path>.soft` is the lock.
 
     Raises filelock's Timeout after so many seconds (negative: never), OSError where no file can be written.
     """
-    held: BaseFileLock = FileLock(path)
+    if not path.parent.is_dir():  # filelock would make the folder
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     try:
+        held: BaseFileLock = FileLock(path)
         held.acquire(timeout)
     except OSError as error:
         if error.errno not in NO_FLOCK:
             raise
-        held = SoftFileLock(path.with_name(f"{path.name}.soft"))  # the first try may have left a file at `path`
+        path.unlink(missing_ok=True)  # FileLock makes its file before it finds out
+        held = SoftFileLock(path.with_name(f"{path.name}.soft"))
         held.acquire(timeout)
-        with suppress(OSError):
-            path.unlink()
     return held
 
 
