@@ -10,7 +10,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,8 +19,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from fastcifar.errors import DataError
 
 FORMAT = 1
-# What flock answers on file systems that have none; ENOSYS is answered by filelock itself, in the same way.
-NO_FLOCK = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
+NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of file systems without locks
 
 
 class Locked(DataError):
@@ -111,10 +110,10 @@ def load_tensors(path: Path, kind: str, keys: tuple[str, ...] = (), mmap: bool =
 
 @contextmanager
 def lock(path: Path, wait: bool, advice: str = "choose another place") -> Iterator[None]:
-    """Hold the lock file `path`, which one process has at a time; it is removed afterwards.
+    """Hold the lock file `path`, which one process (or thread) has at a time; the system frees it of a dead process.
 
-    The system frees the lock of a process that dies. With `wait`, wait for whoever holds it; else raise Locked. Raises
-    DataError, with the advice at its end, where the lock file cannot be written.
+    With `wait`, wait for whoever holds it; else raise Locked. Raises DataError, with the advice at its end, where the
+    lock file cannot be written. The empty file may stay: removing it could let two in.
     """
     try:
         held = acquire_lock(path, timeout=-1 if wait else 0)
@@ -125,10 +124,6 @@ def lock(path: Path, wait: bool, advice: str = "choose another place") -> Iterat
     try:
         yield
     finally:
-        if not isinstance(held, SoftFileLock):  # whose release removes its file
-            # Still held: a process that waits for the removed file notices that and locks a new one.
-            with suppress(OSError):
-                path.unlink()
         held.release()
 
 
@@ -140,12 +135,12 @@ def acquire_lock(path: Path, timeout: float) -> BaseFileLock:
     if not path.parent.is_dir():  # filelock would make the folder
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     try:
-        held: BaseFileLock = FileLock(path)
+        # Filelock's own fallback knows ENOSYS alone, and prints a warning.
+        held: BaseFileLock = FileLock(path, fallback_to_soft=False)
         held.acquire(timeout)
     except OSError as error:
         if error.errno not in NO_FLOCK:
             raise
-        path.unlink(missing_ok=True)  # FileLock makes its file before it finds out
         held = SoftFileLock(path.with_name(f"{path.name}.soft"))
         held.acquire(timeout)
     return held

@@ -12,8 +12,8 @@ from fastcifar.errors import DataError
 
 
 def nothing_left(home: Path) -> bool:
-    """Whether a failure left no dataset, no unfinished file and no lock."""
-    return not home.exists() or not [path for path in home.iterdir() if path.name.endswith((".pt", ".tmp", "lock"))]
+    """Whether a failure left no dataset and no unfinished file."""
+    return not home.exists() or not [path for path in home.iterdir() if path.name.endswith((".pt", ".tmp"))]
 
 
 def refuse(path: Path, message: str, home: Path, **arguments: str) -> None:

@@ -236,7 +236,7 @@ def test_two_imports_at_once_leave_one_good_file(image_folder: Path, home: Path)
     processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     assert len(verify_dataset("pets").train.labels) == 6
-    assert [path.name for path in home.iterdir() if path.name != "native"] == ["pets.pt"]
+    assert sorted(path.name for path in home.iterdir() if path.name != "native") == [".lock", "pets.pt"]
 
 
 def test_ctrl_c_in_an_import_leaves_nothing(tmp_path: Path, home: Path) -> None:

@@ -7,11 +7,9 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from pathlib import Path
 from typing import BinaryIO
 
-import filelock
 import pytest
 import torch
 
@@ -159,15 +157,13 @@ def test_a_lock_is_held_by_one_process_and_freed_when_it_dies(tmp_path: Path) ->
             pytest.fail("two hold the lock")
         process.kill()
     with lock(path, wait=False):
-        assert names(tmp_path) == [".lock"]
-    assert names(tmp_path) == []
+        pass
 
 
 def test_a_lock_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     with hold(path, 0.3) as process, lock(path, wait=True):
         assert process.wait() == 0
-    assert names(tmp_path) == []
 
 
 def count_together(path: Path, threads: int = 8, times: int = 20) -> int:
@@ -190,9 +186,8 @@ def count_together(path: Path, threads: int = 8, times: int = 20) -> int:
     return int(number.read_text())
 
 
-def test_removing_the_lock_file_lets_nobody_in_twice(tmp_path: Path) -> None:
+def test_one_thread_at_a_time(tmp_path: Path) -> None:
     assert count_together(tmp_path / ".lock") == 160
-    assert names(tmp_path) == ["number"]
 
 
 def test_a_lock_is_freed_when_the_work_fails(tmp_path: Path) -> None:
@@ -220,10 +215,9 @@ def test_a_file_system_without_flock(number: int, tmp_path: Path, monkeypatch: p
         raise OSError(number, "not here")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # filelock's, that it falls back
-        with lock(tmp_path / ".lock", wait=False), pytest.raises(Locked), lock(tmp_path / ".lock", wait=False):
+    with lock(tmp_path / ".lock", wait=False):
+        with pytest.raises(Locked), lock(tmp_path / ".lock", wait=False):
             pytest.fail("two hold the lock")
-        assert names(tmp_path) == []
-        assert count_together(tmp_path / ".lock", threads=2, times=5) == 10
-    assert filelock.has_fcntl
+        assert names(tmp_path) == [".lock", ".lock.soft"]
+    assert ".lock.soft" not in names(tmp_path)
+    assert count_together(tmp_path / ".lock", threads=2, times=5) == 10
