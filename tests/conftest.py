@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run side by side; PyT
 import numpy as np
 import pytest
 import torch
-from helpers import Call, Cli, Finished, Official, few_shapes, make_folder, tar_of
+from helpers import TINY, Call, Cli, Finished, Official, few_shapes, make_folder, tar_of
 
 from fastcifar.cli.app import main
 from fastcifar.data import cifar as importing
@@ -94,22 +94,38 @@ def cli(tmp_path: Path) -> Cli:
     return run
 
 
+def leave_main(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """Run the command line in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["fastcifar", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
     """Run the command line in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str | Path) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["fastcifar", *map(str, arguments)])
         capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        code = left.value.code
+        code = leave_main(monkeypatch, *arguments)
         out, err = capfd.readouterr()
-        assert isinstance(code, int)
         return Finished(code, out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, compiled: Path) -> Path:
+    """The folder of a short run on the embedded images."""
+    root = tmp_path_factory.mktemp("trained")
+    (root / "native").symlink_to(compiled)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("FASTCIFAR_HOME", str(root))
+        assert leave_main(monkeypatch, *TINY, "--out", root / "run", "--quiet") == 0
+    return root / "run"
 
 
 @pytest.fixture(scope="session")

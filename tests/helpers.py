@@ -37,6 +37,10 @@ class Finished:
         return json.loads(self.out)
 
 
+# A run of the command line on the embedded images that takes a moment.
+QUICK = ["--set", "network.widths=[8, 8, 8]", "--set", "training.epochs=0.1", "--set", "evaluation.views=none"]
+TINY = ["train", "tiny", "--dataset", "shapes", *QUICK]
+
 Cli = Callable[..., Finished]
 Call = Callable[..., Finished]
 

@@ -8,13 +8,12 @@ DATASETS = ("cifar10", "cifar100", "shapes")  # can be named before they are on 
 
 
 def complete_recipe(incomplete: str) -> list[str]:
-    """Built-in recipes and TOML files, also behind the `NAME=` of a bench."""
+    """Built-in recipes, and TOML files once something is typed; also behind the `NAME=` of a bench."""
     from fastcifar.recipes.parse import recipe_names
 
     name, equals, typed = incomplete.rpartition("=")
-    return [
-        f"{name}{equals}{recipe}" for recipe in (*recipe_names(), *sorted(glob.glob(f"{glob.escape(typed)}*.toml")))
-    ]
+    files = sorted(glob.glob(f"{glob.escape(typed)}*.toml")) if typed else []
+    return [f"{name}{equals}{recipe}" for recipe in (*recipe_names(), *files)]
 
 
 def complete_dataset(incomplete: str) -> list[str]:
