@@ -59,10 +59,17 @@ def main() -> None:
 
 def run() -> tuple[int, str]:
     """Run the command that the arguments name; returns the exit code, and the message where it failed."""
+    stdout = sys.stdout
     try:
         returned = app(prog_name="fastcifar", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
+    except SystemExit:
+        if sys.stdout is stdout:
+            raise
+        # The reader of our output has left, as `head` does: Typer wraps stdout and exits with 1, but it is no error.
+        sys.stdout = None
+        return errors.OK, ""
     except (Exception, KeyboardInterrupt) as error:
         return explain(error)
     code = returned if isinstance(returned, int) else errors.OK
@@ -76,7 +83,7 @@ def explain(error: BaseException) -> tuple[int, str]:
             return error.exit_code, str(error)
         case KeyboardInterrupt():
             return errors.INTERRUPTED, "Interrupted."
-        case BrokenPipeError():  # the reader of our output has left, as `head` does: no error
+        case BrokenPipeError():  # the last flush: as above, no error
             sys.stdout = None
             return errors.OK, ""
         case OSError(errno=errno.ENOSPC):

@@ -29,17 +29,8 @@ def test_json_and_quiet(call: Call) -> None:
 
 def test_a_run_on_other_content_says_so(call: Call, tmp_path: Path) -> None:
     call("download", "--from", make_folder(tmp_path / "pets", count=30))
-    arguments = [
-        "train",
-        "tiny",
-        "--dataset",
-        "pets",
-        "--set",
-        "training.batch_size=20",
-        "--set",
-        "network.widths=[8, 8, 8]",
-    ]
-    done = call(*arguments, "--out", "run")
+    settings = ("--set", "training.batch_size=20", "--set", "network.widths=[8, 8, 8]")
+    done = call("train", "tiny", "--dataset", "pets", *settings, "--out", "run")
     assert done.code == 0, done.err
     assert "not a published dataset" in done.out
     assert json.loads(Path("run/run.json").read_text())["published_dataset"] is False

@@ -19,8 +19,19 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fastcifar.errors import OK
+
 PIPE_WIDTH = 140  # columns of a table in a pipe
 PERIOD = 0.5  # seconds between two updates of a view
+
+
+class PipeConsole(Console):
+    """A console for which it is no error that the reader of a pipe leaves, as `head` does."""
+
+    def on_broken_pipe(self) -> None:
+        """Exit with code 0, where Rich exits with 1; in the thread of a view only that thread ends."""
+        sys.stdout = None
+        raise SystemExit(OK)
 
 
 class Screen:
@@ -36,7 +47,7 @@ class Screen:
         stream = sys.stderr if as_json else sys.stdout
         piped = stream is None or not stream.isatty()
         width = PIPE_WIDTH if piped and "COLUMNS" not in os.environ else None
-        self.console = Console(stderr=as_json, highlight=False, soft_wrap=piped, width=width)
+        self.console = PipeConsole(stderr=as_json, highlight=False, soft_wrap=piped, width=width)
 
     def note(self, text: str) -> None:
         """Print a line about progress, unless quiet."""
