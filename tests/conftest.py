@@ -69,7 +69,7 @@ def no_home(home: Path) -> Path:
 
 def few_shapes(train: int, test: int) -> Dataset:
     """The first so many embedded images of each part."""
-    whole = data.read_dataset("shapes")
+    whole = data.load_dataset("shapes")
     cut = [
         Split(part.images[:count], part.labels[:count]) for part, count in ((whole.train, train), (whole.test, test))
     ]

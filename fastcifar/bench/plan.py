@@ -15,12 +15,12 @@ import torch
 
 from fastcifar.bench.report import Report, summarize
 from fastcifar.bench.results import Record, code_digest
-from fastcifar.data.dataset import Dataset, holdout_split
+from fastcifar.data.dataset import Dataset
 from fastcifar.errors import UsageError
-from fastcifar.recipes.parse import bind_overrides, read_recipe, recipe_title, recipe_to_dict
+from fastcifar.recipes.parse import bind_overrides, load_recipe, recipe_title, recipe_to_dict
 from fastcifar.recipes.schema import Recipe
 from fastcifar.system.device import device_name
-from fastcifar.training.engine import bind_engines
+from fastcifar.training.engine import EAGER, Engine, bind_engines
 from fastcifar.version import versions
 
 
@@ -35,7 +35,7 @@ class Plan:
     target: float | None = None  # percent
     until_clear: bool = False
     margin: float = 0.1  # percentage points
-    engines: Mapping[str, str] = field(default_factory=dict)  # by the name of the recipe; eager where none is given
+    engines: Mapping[str, Engine] = field(default_factory=dict)  # by the name of the recipe; eager where none is given
 
     def header(self) -> Record:
         """What all runs in a results file share."""
@@ -44,19 +44,15 @@ class Plan:
             "code": code_digest(),
             "torch": str(torch.__version__),
             "device": device_name(self.device),
-            "engine": {name: self.engine(name) for name in self.recipes},
+            "engine": {name: self.engine(name).name for name in self.recipes},
             "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
             "dataset": {"name": self.dataset.name, "digest": self.dataset.digest},
             "recipes": {name: recipe_to_dict(each) for name, each in self.recipes.items()},
         }
 
-    def engine(self, name: str) -> str:
+    def engine(self, name: str) -> Engine:
         """How the steps of a recipe are executed."""
-        return self.engines.get(name, "eager")
-
-    def images(self, name: str) -> Dataset:
-        """The dataset as a recipe sees it."""
-        return holdout_split(self.dataset, self.recipes[name].data.holdout)
+        return self.engines.get(name, EAGER)
 
     def report(self, runs: list[Record]) -> Report:
         """What the runs so far say."""
@@ -80,7 +76,7 @@ def named(
         check_name(name, argument)
         files[name] = file
     bound = bind_overrides(settings, list(files))
-    found = {name: read_recipe(file, bound[name]) for name, file in files.items()}
+    found = {name: load_recipe(file, *bound[name]) for name, file in files.items()}
     asked = bind_engines(engines, list(files), "auto")
     for i, (name, each) in enumerate(found.items()):
         for other in list(found)[:i]:

@@ -13,10 +13,8 @@ from fastcifar.bench.plan import Plan, remaining
 from fastcifar.bench.results import Record, Results, differences, load
 from fastcifar.errors import Diverged, UsageError
 from fastcifar.recipes.parse import eval_split
-from fastcifar.system.device import explain_oom
-from fastcifar.training.flops import rehearse
-from fastcifar.training.step import TrainState
-from fastcifar.training.trainer import Status, train
+from fastcifar.training.run import train
+from fastcifar.training.trainer import Status
 
 
 @dataclass
@@ -80,47 +78,36 @@ def run_all(
     total = len(results.runs) + len(tasks)
     progress = Progress(total, results.runs, before=len(results.runs))
     on_change(progress)
-    warm: set[str] = set()
     for position, (name, seed) in enumerate(tasks):
         progress.now, progress.seed, progress.status = name, seed, None
-        results.add(run_timed(plan, name, seed, warm, progress))
+        results.add(run_timed(plan, name, seed, progress))
         on_change(progress)
         seed_done = position + 1 == len(tasks) or tasks[position + 1][1] != seed
         if plan.until_clear and seed_done and plan.report(results.runs).clear:
             break
 
 
-def run_timed(plan: Plan, name: str, seed: int, warm: set[str], progress: Progress) -> Record:
-    """One training as a line of the results file, with the seconds that passed meanwhile. The first of all is
-    rehearsed, on CUDA the first of every recipe.
-
-    `warm` holds the recipes that were, `progress` takes up where the run stands.
-    """
+def run_timed(plan: Plan, name: str, seed: int, progress: Progress) -> Record:
+    """One training as a line of the results file, with the seconds that passed meanwhile; `progress` takes up where
+    the run stands. One that diverges is a line too."""
     began = time.monotonic()
-    if not warm or (name not in warm and plan.device.type == "cuda"):
-        with explain_oom(plan.device, plan.recipes[name].training.batch_size):
-            rehearse(plan.recipes[name], plan.images(name), plan.device, plan.engine(name))
-    warm.add(name)
+    chosen = plan.recipes[name]
 
     def watch(status: Status) -> None:
         progress.status = status
 
-    return {**run_once(plan, name, seed, watch), "wall_s": time.monotonic() - began}
-
-
-def run_once(plan: Plan, name: str, seed: int, on_change: Callable[[Status], None]) -> Record:
-    """One training as a line of the results file; one that diverges is a line too."""
-    chosen = plan.recipes[name]
-    with explain_oom(plan.device, chosen.training.batch_size):
-        images = plan.images(name)
-        training = TrainState(chosen, images, plan.device, seed)
-        try:
-            result = train(training, images, engine=plan.engine(name), on_change=on_change)
-        except Diverged:
-            return failed(plan, name, seed)
-    keys = ("accuracy", "accuracy_no_tta", "train_s", "epochs_s", "eval_s", "peak_memory")
-    found = {key: getattr(result, key) for key in keys}
-    return {**failed(plan, name, seed), "diverged": False, **found, "accuracy_on": eval_split(chosen)}
+    line = failed(plan, name, seed)
+    try:
+        result = train(
+            chosen, plan.dataset, seed=seed, device=plan.device, engine=plan.engine(name), on_change=watch
+        ).result
+    except Diverged:
+        pass
+    else:
+        keys = ("accuracy", "accuracy_no_tta", "train_s", "epochs_s", "eval_s", "peak_memory")
+        figures = {key: getattr(result, key) for key in keys}
+        line = {**line, "diverged": False, **figures, "accuracy_on": eval_split(chosen), "at": time.time()}
+    return {**line, "wall_s": time.monotonic() - began}
 
 
 def failed(plan: Plan, name: str, seed: int) -> Record:

@@ -30,6 +30,7 @@ from fastcifar.model.network import create_network
 from fastcifar.recipes.parse import merge_changes
 from fastcifar.recipes.schema import Recipe
 from fastcifar.stats import Estimate
+from fastcifar.training.engine import Engine
 
 FRACTIONS = (0.25, 0.5, 1.0)  # of the recipes' epochs, rung by rung
 KEPT = 1 / 3  # of a rung's candidates, at least one, rounded up
@@ -245,7 +246,7 @@ def candidates(path: Path, base: Recipe) -> dict[str, Recipe]:
     return chosen
 
 
-def prepare(chosen: Mapping[str, Recipe], plan: Plan, engine: str, minutes: float) -> Search:
+def prepare(chosen: Mapping[str, Recipe], plan: Plan, engine: Engine, minutes: float) -> Search:
     """The search for these recipes, the base first; `plan` tells dataset, device and seeds.
 
     Raises UsageError for a network that cannot be built: not at the turn of its first run.
@@ -273,13 +274,12 @@ def run(search: Search, path: Path, on_change: Callable[[Progress], None] = lamb
     """
     with Results(path, search.plan.header()) as results:
         progress = Progress(0, results.runs, before=len(results.runs))
-        warm: set[str] = set()
         while (task := search.next_task(results.runs)) is not None:
             progress.now, progress.seed, progress.status = *task, None
             on_change(progress)
             began = time.monotonic()
             try:
-                line = run_timed(search.plan, *task, warm, progress)
+                line = run_timed(search.plan, *task, progress)
             except MachineError as error:
                 if task[0].partition("@")[0] == BASE:
                     raise

@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from fastcifar import errors
-from fastcifar.cli.options import AsJson, DatasetName, Device, Engines, Quiet, Threads, document, obtain
+from fastcifar.cli.options import (
+    AsJson,
+    DatasetName,
+    Device,
+    EngineNames,
+    Quiet,
+    Threads,
+    check_seed,
+    check_target,
+    document,
+    load_or_download,
+)
 from fastcifar.errors import Interrupted, UsageError
 
 
@@ -30,7 +41,7 @@ def bench(
     dataset: DatasetName = "cifar10",
     device: Device = None,
     threads: Threads = None,
-    engine: Engines = None,
+    engine: EngineNames = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="[NAME:]SECTION.KEY=VALUE", help="Change a value of all recipes, or of one."),
@@ -52,7 +63,6 @@ def bench(
     from fastcifar.system import files
     from fastcifar.system.device import busy_warning, device_name, pick_device, prepare_device
     from fastcifar.training.engine import choose_engine
-    from fastcifar.training.run import check_seed, check_target
 
     check_target(target)
     check_seed(seed + runs)
@@ -73,11 +83,11 @@ def bench(
         if busy := busy_warning(place):
             screen.warn(busy)
         found_engines = {name: choose_engine(each, place) for name, each in asked.items()}
-        for note in {note for _, note in found_engines.values() if note}:
+        for note in {each.note for each in found_engines.values() if each.note}:
             screen.warn(note)
-        running = {name: each for name, (each, _) in found_engines.items()}
+        running = found_engines
         seeds = range(seed, seed + runs)
-        plan = Plan(chosen, obtain(dataset, screen), place, seeds, target, until_clear, margin, running)
+        plan = Plan(chosen, load_or_download(dataset, screen), place, seeds, target, until_clear, margin, running)
         path = out or default_path(chosen)
         where = device_name(place)
         if us.first:

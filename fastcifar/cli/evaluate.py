@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fastcifar.cli.options import AsJson, Device, Quiet, Threads, document, obtain
+from fastcifar.cli.options import AsJson, Device, Quiet, Threads, document, load_or_download
 from fastcifar.errors import UsageError
 
 
@@ -44,7 +44,7 @@ def evaluate(
     if images:
         subject = inspection.from_files(images, model)
     else:
-        subject = inspection.from_dataset(obtain(dataset or model.dataset, screen), model)
+        subject = inspection.from_dataset(load_or_download(dataset or model.dataset, screen), model)
     found = {
         **document("eval", device_name(place)),
         "checkpoint": str(checkpoint),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from fastcifar.cli.options import DEFAULT_RECIPE, AsJson, Device, Engines, Quiet, Threads, document
+from fastcifar.cli.options import DEFAULT_RECIPE, AsJson, Device, EngineNames, Quiet, Threads, document
 from fastcifar.errors import UsageError
 
 
@@ -34,7 +34,7 @@ def profile(
     dataset: Annotated[str | None, typer.Option(help="The images; cifar10 where it is here, else shapes.")] = None,
     device: Device = None,
     threads: Threads = None,
-    engine: Engines = None,
+    engine: EngineNames = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="[a:|b:]SECTION.KEY=VALUE", help="Change a value; with --vs, of one side."),

@@ -20,17 +20,17 @@ def recipes(
     Example: fastcifar recipes air94 > mine.toml
     """
     from fastcifar.cli.display.screen import Screen, facts
-    from fastcifar.recipes.parse import read_recipe, recipe_names, recipe_to_dict, recipe_to_toml
+    from fastcifar.recipes.parse import load_recipe, recipe_names, recipe_to_dict, recipe_to_toml
 
     screen = Screen(as_json, quiet)
     if name is None:
-        listed = [read_recipe(known) for known in recipe_names()]
+        listed = [load_recipe(known) for known in recipe_names()]
         rows = [(item.name, item.summary) for item in listed]
         screen.result(facts(rows), [{"name": item, "summary": summary} for item, summary in rows])
         return
     from fastcifar.training.flops import count_flops, optimizer_flops
 
-    found = read_recipe(name, settings or ())
+    found = load_recipe(name, *settings or ())
     counted, updates = count_flops(found), optimizer_flops(found)
     screen.result(
         f"# {counted.total:.4g} operations on CIFAR-10, {updates:.3g} more in the optimizer; "

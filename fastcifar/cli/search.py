@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from fastcifar.cli.options import AsJson, DatasetName, Device, Engine, Quiet, Settings, Threads, document, obtain
+from fastcifar.cli.options import (
+    AsJson,
+    DatasetName,
+    Device,
+    EngineName,
+    Quiet,
+    Settings,
+    Threads,
+    check_seed,
+    document,
+    load_or_download,
+)
 from fastcifar.errors import Interrupted, UsageError
 
 
@@ -25,7 +36,7 @@ def search(
     dataset: DatasetName = "cifar10",
     device: Device = None,
     threads: Threads = None,
-    engine: Engine = None,
+    engine: EngineName = None,
     settings: Settings = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -39,23 +50,22 @@ def search(
     from fastcifar.bench.plan import Plan
     from fastcifar.cli.display.bench import SearchView, remark, report, search_introduction
     from fastcifar.cli.display.screen import Screen
-    from fastcifar.recipes.parse import read_recipe
+    from fastcifar.recipes.parse import load_recipe
     from fastcifar.system.device import busy_warning, device_name, pick_device, prepare_device
     from fastcifar.training.engine import choose_engine
-    from fastcifar.training.run import check_seed
 
     screen = Screen(as_json, quiet)
     check_seed(seed)
     if here().size > 1:
         raise UsageError("`search` is one process: under torchrun use `fastcifar bench`.")
-    chosen = searches.candidates(candidates, read_recipe(recipe, settings or ()))
+    chosen = searches.candidates(candidates, load_recipe(recipe, *settings or ()))
     place = pick_device(device)
     prepare_device(place, threads)
-    running, note = choose_engine(engine or "auto", place)
-    for line in (note, busy_warning(place)):
+    running = choose_engine(engine or "auto", place)
+    for line in (running.note, busy_warning(place)):
         if line:
             screen.warn(line)
-    plan = Plan({}, obtain(dataset, screen), place, range(seed, 2**63))
+    plan = Plan({}, load_or_download(dataset, screen), place, range(seed, 2**63))
     asked = searches.prepare(chosen, plan, running, minutes)
     where = device_name(place)
     screen.note(search_introduction(asked, where, out))

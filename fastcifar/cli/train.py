@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,16 @@ from fastcifar.cli.options import (
     AsJson,
     DatasetName,
     Device,
-    Engine,
+    EngineName,
     Quiet,
+    Seed,
     Settings,
+    Target,
     Threads,
+    check_seed,
+    check_target,
     document,
-    obtain,
+    open_session,
 )
 from fastcifar.errors import FastcifarError, Interrupted, UsageError
 
@@ -28,16 +33,14 @@ def train(
     dataset: DatasetName = "cifar10",
     device: Device = None,
     threads: Threads = None,
-    engine: Engine = None,
-    seed: Annotated[int, typer.Option(help="Where all random numbers come from.")] = 0,
+    engine: EngineName = None,
+    seed: Seed = 0,
     settings: Settings = None,
-    target: Annotated[
-        float | None, typer.Option(help="Leave with exit code 5 below this accuracy, in percent.")
-    ] = None,
-    eval_every: Annotated[int, typer.Option(min=0, help="Take the test accuracy every so many epochs.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="The run folder; runs/<recipe>-<seed>-<time> by default.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a run that is in --out.")] = False,
-    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with an interrupted run.")] = None,
+    target: Target = None,
+    eval_every: Annotated[int, typer.Option(min=0, help="Measure the test accuracy every N epochs.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder; by default runs/<recipe>-<seed>-<time>.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the run in --out.")] = False,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Resume the interrupted run in DIR.")] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> int:
@@ -47,67 +50,67 @@ def train(
     """
     from fastcifar.bench.distributed import here
     from fastcifar.cli.display.screen import Screen
-    from fastcifar.cli.display.training import TrainView, summary
+    from fastcifar.cli.display.training import TrainView, introduction, summary
     from fastcifar.model.checkpoint import recipe_of
-    from fastcifar.recipes.parse import default_recipe, read_recipe
-    from fastcifar.system.device import busy_warning, device_name, pick_device, prepare_device
-    from fastcifar.training.engine import choose_engine
-    from fastcifar.training.run import (
-        Run,
-        check_same_dataset,
-        check_same_kind,
-        check_seed,
-        check_target,
-        create_run_folder,
-        saved_state,
-    )
+    from fastcifar.recipes.parse import default_recipe, load_recipe
+    from fastcifar.training import run
 
-    screen = Screen(as_json, quiet)
     check_target(target)
     check_seed(seed)
     if here().size > 1:
         raise UsageError("`train` makes one run with one process: under torchrun use `fastcifar bench`.")
+    screen, saved = Screen(as_json, quiet), None
     if resume is not None:
         if recipe is not None or settings or out is not None or force:
-            raise UsageError("--resume goes on with the run as it was: it takes no recipe, --set, --out or --force.")
-        saved = saved_state(resume)
-        place = pick_device(device or saved["device"])
-        check_same_kind(saved, place)
-        prepare_device(place, threads or saved["threads"])
-        chosen, note = choose_engine(engine or saved["engine"], place)
-        images = obtain(saved["dataset"]["name"], screen)
-        check_same_dataset(saved, images)
-        run = Run(recipe_of(saved, resume), images, place, saved["seed"], resume, chosen, saved["loop"])
+            raise UsageError("--resume continues the run as it was: it takes no recipe, --set, --out or --force.")
+        folder = run.RunFolder(resume)
+        saved = folder.load_state()
+        device, threads, engine = device or saved["device"], threads or saved["threads"], engine or saved["engine"]
+        dataset, seed = saved["dataset"]["name"], saved["seed"]
+    session = open_session(screen, device, threads)
+    if saved is not None:
+        chosen = recipe_of(saved, folder.path)
     else:
-        place = pick_device(device)
-        found = read_recipe(recipe or default_recipe(place.type), settings or ())
-        prepare_device(place, threads)
-        chosen, note = choose_engine(engine or "auto", place)
-        images = obtain(dataset, screen)
-        run = Run(found, images, place, seed, create_run_folder(out, found.name, seed, force), chosen)
-    if note:
-        screen.warn(note)
-    if busy := busy_warning(place):
-        screen.warn(busy)
-    view = TrainView(screen, "GPU" if place.type == "cuda" else place.type.upper(), eval_every > 0)
+        chosen = load_recipe(recipe or default_recipe(session.device.type), *(settings or ()))
+    prepared, images = session.engine(engine), session.dataset(dataset)
+    if saved is not None:
+        run.check_resumable(saved, images, session.device)
+    else:
+        folder = run.create_run_folder(out, chosen.name, seed, force)
+    flops = run.run_flops(chosen, images)
+    screen.note(introduction(chosen, images, flops, session.device_name))
+    view = TrainView(screen, session.device.type, eval_every > 0)
     try:
-        screen.note(run.introduction())  # its rehearsal wakes the device up, which must not count as train time
         with view:
-            result = run.train(eval_every, view.update)
+            trained = run.train(
+                chosen,
+                images,
+                seed=seed,
+                device=session.device,
+                engine=prepared,
+                eval_every=eval_every,
+                on_change=view.update,
+                save=partial(folder.save_state, chosen, images, seed, session.device, prepared.name),
+                saved=saved["loop"] if saved else None,
+            )
     except BaseException as error:
-        run.leave()
+        folder.remove_if_empty()
         if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(run.way_on()) from None
+            raise Interrupted(folder.resume_hint()) from None
         raise
-    record = {**document("train", device_name(place)), **run.document(result)}
-    shown = summary(result, record, str(run.folder))
+    record = {
+        **document("train", session.device_name),
+        **run.run_record(trained, flops),
+        "checkpoint": str(folder.checkpoint),
+    }
+    shown = summary(record)
     try:
-        run.keep(record)
+        folder.finish(trained, session.device, record)
     except FastcifarError:
-        screen.console.print(shown)  # what was reached is not lost with the disk
+        screen.console.print(shown)  # the result is shown even where it cannot be kept
         raise
     screen.result(shown, record)
-    if target is not None and 100 * result.accuracy < target:
-        screen.warn(f"The accuracy of {100 * result.accuracy:.2f} % is below the target of {target:g} %.")
+    if target is not None and 100 * trained.accuracy < target:
+        screen.warn(f"The accuracy of {100 * trained.accuracy:.2f} % is below the target of {target:g} %.")
         return errors.TARGET_MISSED
     return errors.OK

@@ -52,7 +52,7 @@ def download_hint(name: str) -> str:
     return f"`fastcifar download --from PATH --name {name}`"
 
 
-def read_dataset(name: str) -> Dataset:
+def load_dataset(name: str = "cifar10") -> Dataset:
     """A dataset that is here, its images memory-mapped; header and shapes are checked, not every byte.
 
     Raises MissingDataset with the ways to get it, DataError where the file is damaged or from another version.
@@ -100,7 +100,7 @@ def save_dataset(dataset: Dataset) -> Dataset:
         raise DataError(f"{path} is a folder where the dataset should go: move it away.")
     with home_lock(".lock"):
         files.save_tensors(path, "dataset", tree)
-    return read_dataset(dataset.name)
+    return load_dataset(dataset.name)
 
 
 def download_dataset(name: str, url: str | None = None, progress: Progress = no_progress) -> Dataset:
@@ -150,7 +150,7 @@ def import_dataset(
 
 def verify_dataset(name: str, progress: Progress = no_progress) -> Dataset:
     """Hash the content of a dataset again; raises DataError where it is not what it was, or was published as."""
-    dataset = read_dataset(name)
+    dataset = load_dataset(name)
     progress("hashing", 0, 2)
     train = digest_of(dataset.train)
     progress("hashing", 1, 2)
@@ -180,11 +180,6 @@ def remove_dataset(name: str) -> list[Path]:
         except OSError as error:
             raise DataError(f"{path} cannot be removed: {error.strerror}.") from None
     return found
-
-
-def load_dataset(name: str = "cifar10") -> Dataset:
-    """A dataset on this machine: `shapes` always, others after `fastcifar download`; raises DataError elsewhere."""
-    return read_dataset(name)
 
 
 def read_source(path: Path, dataset: str, name: str | None, progress: Progress) -> Dataset:

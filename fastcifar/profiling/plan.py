@@ -7,16 +7,16 @@ from pathlib import Path
 import torch
 
 from fastcifar.data.dataset import EMBEDDED, Dataset
-from fastcifar.data.store import MissingDataset, read_dataset
+from fastcifar.data.store import MissingDataset, load_dataset
 from fastcifar.errors import MachineError, UsageError
 from fastcifar.model.checkpoint import load_checkpoint, network_of, recipe_of
 from fastcifar.profiling import profiler
 from fastcifar.profiling.result import Profile
 from fastcifar.profiling.targets import Subject, run_of, subject_of, with_batch
-from fastcifar.recipes.parse import bind_overrides, default_recipe, read_recipe
+from fastcifar.recipes.parse import bind_overrides, default_recipe, load_recipe
 from fastcifar.recipes.schema import Recipe
 from fastcifar.system.device import is_oom, peak_memory
-from fastcifar.training.engine import bind_engines, choose_engine
+from fastcifar.training.engine import Engine, bind_engines, choose_engine
 
 
 class Study:
@@ -47,15 +47,15 @@ class Study:
         else:
             name = name or default_recipe(device.type)
             if versus is None:
-                recipes = [read_recipe(name, settings)]
+                recipes = [load_recipe(name, *settings)]
             else:
                 bound = bind_overrides(settings, ("a", "b"))
-                recipes = [read_recipe(name, bound["a"]), read_recipe(versus, bound["b"])]
+                recipes = [load_recipe(name, *bound["a"]), load_recipe(versus, *bound["b"])]
             self.dataset = images(dataset, "cifar10")
         self.asked = recipes
         self.recipes = [with_batch(each, batch, device) for each in recipes]
         chosen = bind_engines(engines, ("a", "b")[: len(recipes)], "eager")
-        self.engines = [choose_engine(each, device)[0] for each in chosen.values()]
+        self.engines = [choose_engine(each, device) for each in chosen.values()]
 
     def introduction(self) -> str:
         """One line before the start, that says where less is measured than a training does."""
@@ -67,7 +67,7 @@ class Study:
         less = " (fewer than the recipe's; --batch changes it)" if smaller else ""
         return f"Profiling {names} on {self.dataset.name}: {' and '.join(map(str, batches))} images a step{less}"
 
-    def subject(self, which: Recipe, engine: str) -> Subject:
+    def subject(self, which: Recipe, engine: Engine) -> Subject:
         return subject_of(which, self.dataset, self.device, self.weights, engine)
 
     def measure(self, steps: int | None, whole_run: bool = False) -> list[Profile]:
@@ -101,8 +101,8 @@ def images(asked: str | None, usual: str) -> Dataset:
     """The dataset asked for; or the usual one where it is here, else the embedded one: no time depends on what the
     images show."""
     if asked is not None:
-        return read_dataset(asked)
+        return load_dataset(asked)
     try:
-        return read_dataset(usual)
+        return load_dataset(usual)
     except MissingDataset:
-        return read_dataset(EMBEDDED)
+        return load_dataset(EMBEDDED)

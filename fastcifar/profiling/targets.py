@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastcifar.data.dataset import Dataset
 from fastcifar.recipes.schema import Recipe
-from fastcifar.training.engine import start_engine
+from fastcifar.training.engine import EAGER, Engine
 from fastcifar.training.step import TrainState
 from fastcifar.training.step import train_step as plain_step
 
@@ -46,11 +46,11 @@ def subject_of(
     dataset: Dataset,
     device: torch.device,
     weights: dict[str, Tensor] | None = None,
-    engine: str = "eager",
+    engine: Engine = EAGER,
 ) -> Subject:
     """The trainer's step on a recipe, always the same kind: the second of the run, with all that is trained then."""
     training = training_of(recipe, dataset, device, weights)
-    return subject_at(min(1, training.total_steps - 1), training, start_engine(engine, training), engine)
+    return subject_at(min(1, training.total_steps - 1), training, engine.prepare(training), engine)
 
 
 def run_of(
@@ -58,14 +58,14 @@ def run_of(
     dataset: Dataset,
     device: torch.device,
     weights: dict[str, Tensor] | None = None,
-    engine: str = "eager",
+    engine: Engine = EAGER,
 ) -> list[tuple[Subject, float]]:
     """A step of every kind that a run has, each with its share of the run's steps."""
     training = training_of(recipe, dataset, device, weights)
     kinds: dict[Any, list[int]] = defaultdict(list)
     for number in range(training.total_steps):
         kinds[training.graph_key(number)].append(number)
-    step = start_engine(engine, training)
+    step = engine.prepare(training)
     # Not the first step of an epoch, which draws the epoch's random numbers too.
     chosen = [min(found, key=lambda number: number % training.steps_per_epoch == 0) for found in kinds.values()]
     shares = [len(found) / training.total_steps for found in kinds.values()]
@@ -87,7 +87,7 @@ def training_of(
     return training
 
 
-def subject_at(at: int, training: TrainState, step: Callable[[], None], engine: str) -> Subject:
+def subject_at(at: int, training: TrainState, step: Callable[[], None], engine: Engine) -> Subject:
     """Step `at` of a training, again and again."""
 
     def run() -> None:
@@ -99,5 +99,5 @@ def subject_at(at: int, training: TrainState, step: Callable[[], None], engine: 
         plain_step(training)
 
     name, size = training.recipe.name, training.batch_size
-    known = plain if engine == "graph" else None
-    return Subject(name, training.network, run, size, training.device, training.dtype, engine, known)
+    known = plain if engine.name == "graph" else None
+    return Subject(name, training.network, run, size, training.device, training.dtype, engine.name, known)

@@ -31,24 +31,18 @@ def default_recipe(device: str) -> str:
     return "fast94" if device == "cuda" else "quick90"
 
 
-def read_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
-    """The recipe of that name, or in the TOML file at that path, with overrides `section.key=value` applied in order.
+def load_recipe(recipe: str | Recipe, *overrides: str) -> Recipe:
+    """The recipe of that name, or in the TOML file at that path (or the one given), with overrides such as
+    `training.epochs=2` applied in order.
 
     Raises UsageError for an unknown recipe, a file that does not parse or extends itself, an unknown key or a value
     of the wrong type or out of range; DataError for a file that cannot be read.
     """
-    tree = _read(name, ())
-    for override in overrides:
-        _merge(tree, _parse_override(override))
-    return recipe_from_dict({"name": recipe_title(name), **tree}, where=f"recipe '{name}'")
-
-
-def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
-    """The recipe with overrides `section.key=value`, checked as `load` does."""
-    changes: dict[str, Any] = {}
-    for override in overrides:
-        _merge(changes, _parse_override(override))
-    return merge_changes(recipe, changes, f"recipe '{recipe.name}'")
+    tree = recipe_to_dict(recipe) if isinstance(recipe, Recipe) else _read(recipe, ())
+    name = recipe.name if isinstance(recipe, Recipe) else recipe_title(recipe)
+    for text in overrides:
+        _merge(tree, _parse_override(text))
+    return recipe_from_dict({"name": name, **tree}, where=f"recipe '{name}'")
 
 
 def eval_split(recipe: Recipe) -> str:
@@ -273,8 +267,3 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_toml_value, value))}]"
     return repr(value)
-
-
-def load_recipe(name: str | Recipe, *settings: str) -> Recipe:
-    """A recipe by its name or its file's path, or one to be changed, with settings such as `training.epochs=2`."""
-    return override(name, settings) if isinstance(name, Recipe) else read_recipe(name, settings)

@@ -20,6 +20,6 @@ def phase(name: str) -> record_function:
     return record_function(PHASE + name)
 
 
-def update(parameters: Iterable[str]) -> record_function:
+def update_of(parameters: Iterable[str]) -> record_function:
     """The update of the parameters of these names, inside the optimizer's phase."""
     return record_function(UPDATE + " ".join(parameters))

@@ -1,22 +1,17 @@
-"""How many operations a recipe asks for, counted and not measured: the same on every machine."""
+"""FLOPs of a recipe's run, counted and not measured: the same on every machine."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from fastcifar.data.dataset import Dataset
 from fastcifar.model.network import create_network, trained_parameters
-from fastcifar.model.predict import images_evaluated, infer
+from fastcifar.model.predict import images_evaluated
 from fastcifar.recipes.schema import SIDE, Recipe
-from fastcifar.system.timing import time_call
-from fastcifar.training.engine import start_engine
 from fastcifar.training.optim import ExternalOptimizer, Optimizer, make_optimizer
-from fastcifar.training.step import TrainState, resolutions, total_steps
+from fastcifar.training.step import resolutions, total_steps
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,11 @@ class RunFlops:
 
 
 def count_flops(recipe: Recipe, classes: int = 10, train_images: int = 50_000, test_images: int = 10_000) -> RunFlops:
-    """Count once for each stretch of steps in which the same parameters are trained, on images of the same size."""
+    """The FLOPs of a run on a dataset of this size, of whose training images the recipe may hold some out.
+
+    Counted once for each span of steps in which the same parameters are trained, on images of the same size.
+    """
+    train_images, test_images = split_sizes(recipe, train_images, test_images)
     batch, steps = min(recipe.training.batch_size, train_images), total_steps(recipe, train_images)
     network, optimizer = sample_network(recipe, classes, steps)
     parameters = trained_parameters(network)
@@ -47,8 +46,14 @@ def count_flops(recipe: Recipe, classes: int = 10, train_images: int = 50_000, t
     return RunFlops(training, forward * images_evaluated(recipe.evaluation, test_images), parameters)
 
 
+def split_sizes(recipe: Recipe, train_images: int, test_images: int) -> tuple[int, int]:
+    """How many images a run trains on and is evaluated on, with `data.holdout` taken into account."""
+    holdout = recipe.data.holdout
+    return (train_images - holdout, holdout) if holdout else (train_images, test_images)
+
+
 def image_flops(network: nn.Module, side: int) -> tuple[int, int]:
-    """Forward and backward operations for one image of `side` x `side` pixels, in convolutions and linear layers.
+    """Forward and backward FLOPs for one image of `side` x `side` pixels, in convolutions and linear layers.
 
     The same numbers as the flop counter's (a test holds them together), which takes seconds to import: a layer's
     backward repeats its forward once for its weights and once for its input, each where a gradient is wanted.
@@ -71,9 +76,10 @@ def image_flops(network: nn.Module, side: int) -> tuple[int, int]:
 
 
 def optimizer_flops(recipe: Recipe, classes: int = 10, train_images: int = 50_000) -> int:
-    """The operations of all updates, which are given apart."""
+    """The FLOPs of all optimizer updates of a run, which are given apart."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    train_images, _ = split_sizes(recipe, train_images, 0)
     steps, total = total_steps(recipe, train_images), 0
     _, optimizer = sample_network(recipe, classes, steps)
     for start, end in constant_spans(optimizer, resolutions(recipe, steps)):
@@ -91,56 +97,9 @@ def sample_network(recipe: Recipe, classes: int, steps: int) -> tuple[nn.Module,
 
 
 def constant_spans(optimizer: Optimizer | ExternalOptimizer, sides: list[int]) -> list[tuple[int, int]]:
-    """The runs of steps in which the same parameters are trained on images of the same side, as first step and end."""
+    """The spans of steps in which the same parameters are trained on images of the same side, as first step and end."""
     steps = len(sides)
     ends = {group.trained_steps for group in optimizer.groups}
     resized = {step for step in range(1, steps) if sides[step] != sides[step - 1]}
     starts = sorted({0, *resized, *(end for end in ends if end < steps)})
     return list(zip(starts, [*starts[1:], steps], strict=True))
-
-
-REHEARSALS = (8, 40)  # batch sizes, on a CPU: enough to tell minutes from hours
-
-
-def rehearse(recipe: Recipe, dataset: Dataset, device: torch.device, engine: str = "eager") -> float:
-    """Seconds that a run is going to take, judged by a few steps on a scratch copy; also wakes the device up.
-
-    On CUDA two steps and an evaluation prepare kernels and memory, and a third step is timed. Elsewhere two small
-    batches are: what an image costs, and what a step costs whatever its images.
-    """
-    images, batch = len(dataset.train.images), min(recipe.training.batch_size, len(dataset.train.images))
-    if device.type == "cuda":
-        scratch = TrainState(recipe, dataset, device, seed=0)
-        scratch.whiten()
-        step = start_engine(engine, scratch)
-        step()
-        test = dataset.test.images.to(device)
-        infer(scratch.network, test, scratch.mean, scratch.std, recipe.evaluation)
-        scratch.network.train()
-        step()
-        a_step = time_call(step, device)
-        an_image = a_step / batch
-    else:
-        few, more = (time_call(small_step(recipe, dataset, device, engine, count), device) for count in REHEARSALS)
-        an_image = max(0.0, more - few) / (REHEARSALS[1] - REHEARSALS[0])
-        a_step = few + an_image * (batch - REHEARSALS[0])
-    # A forward pass is about a third of a step; the time of an image goes with its pixels.
-    views = images_evaluated(recipe.evaluation, len(dataset.test.images))
-    side = resolutions(recipe, total_steps(recipe, images))
-    areas = [(each / side[0]) ** 2 for each in (*side, SIDE)]
-    return a_step * sum(areas[:-1]) + an_image * areas[-1] * views / 3
-
-
-def small_step(
-    recipe: Recipe, dataset: Dataset, device: torch.device, engine: str, batch_size: int
-) -> Callable[[], None]:
-    """A step of a scratch training with small batches, done once."""
-    norm = dataclasses.replace(recipe.network.norm, ghost=0)
-    small = dataclasses.replace(
-        recipe,
-        training=dataclasses.replace(recipe.training, batch_size=batch_size),
-        network=dataclasses.replace(recipe.network, norm=norm),
-    )
-    step = start_engine(engine, TrainState(small, dataset, device, seed=0))
-    step()
-    return step

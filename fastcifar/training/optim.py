@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastcifar.errors import UsageError
 from fastcifar.recipes import schedule, schema
 from fastcifar.recipes.plugins import import_object
-from fastcifar.training import annotations as ranges
+from fastcifar.training.annotations import update_of
 
 
 @dataclass
@@ -75,7 +75,7 @@ class Optimizer:
             if step >= group.trained_steps:
                 continue
             rate = self.now[column]
-            with ranges.update(group.names):
+            with update_of(group.names):
                 if isinstance(group.settings, schema.Filters) and group.settings.method == "muon":
                     muon(group, rate, renormalize=self.renormalize[step])
                 else:
@@ -221,7 +221,7 @@ def orthogonalize(filters: Mapping[str, Tensor], polynomials: tuple[tuple[float,
         shapes[len(matrix), matrix[0].numel()].append(name)
     results = dict(filters)
     for names in shapes.values():
-        with ranges.update(names):
+        with update_of(names):
             batch = torch.stack([moved[name].flatten(1) for name in names])
             batch = newton_schulz(batch.bfloat16() if batch.is_cuda else batch, polynomials)
             for name, result in zip(names, batch, strict=True):

@@ -1,10 +1,10 @@
-"""The laboratory, for people who write code: load, change, train, look at every image. Public as `import fastcifar`."""
+"""One run: `train`, the only way to train, and the run folder that the command line keeps it in."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,31 +13,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcifar.data.dataset import Dataset, Split, holdout_split
+from fastcifar.data.dataset import Dataset, Split
 from fastcifar.data.store import load_dataset
 from fastcifar.errors import DataError, UsageError
 from fastcifar.model.checkpoint import CHECKPOINT, RECORD, STATE, dataset_facts, save_checkpoint
 from fastcifar.model.predict import infer
-from fastcifar.recipes import parse as recipe
-from fastcifar.recipes.parse import load_recipe
+from fastcifar.recipes.parse import eval_split, load_recipe, recipe_to_dict
 from fastcifar.recipes.schema import Recipe
 from fastcifar.system import files
-from fastcifar.system.device import device_name, explain_oom, pick_device, prepare_device
-from fastcifar.training import trainer
-from fastcifar.training.engine import choose_engine
-from fastcifar.training.flops import count_flops, rehearse
+from fastcifar.system.device import explain_oom, pick_device, prepare_device
+from fastcifar.training.engine import Engine, choose_engine
+from fastcifar.training.flops import count_flops
 from fastcifar.training.step import TrainState
-from fastcifar.training.trainer import Result, Status
+from fastcifar.training.trainer import Result, Status, fit
+
+STATE_KEYS = ("recipe", "dataset", "seed", "device", "threads", "engine", "loop")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network, what it reached, and what it makes of every image."""
+    """A trained network, what it reached, and what it predicts for every image.
+
+    `dataset` is the one that it was trained and evaluated on: with held-out images in place of the test images, where
+    the recipe holds some out.
+    """
 
     network: nn.Module
     result: Result
     recipe: Recipe
     dataset: Dataset
+    seed: int
+    engine: str
 
     @property
     def accuracy(self) -> float:
@@ -47,9 +53,9 @@ class Trained:
     def logits(self, images: Tensor, tta: bool = True) -> Tensor:
         """Logits (N, classes), float32 on the CPU, of uint8 images (N, 3, 32, 32), such as `dataset.train.images`."""
         device = next(self.network.parameters()).device
-        mean, std = (torch.tensor(each, device=device) for each in (self.dataset.mean, self.dataset.std))
-        found = infer(self.network, images.to(device), mean, std, self.recipe.evaluation)
-        return (found.averaged if tta else found.plain).cpu()
+        mean, std = (torch.tensor(values, device=device) for values in (self.dataset.mean, self.dataset.std))
+        logits = infer(self.network, images.to(device), mean, std, self.recipe.evaluation)
+        return (logits.averaged if tta else logits.plain).cpu()
 
     def losses(self, split: Split) -> Tensor:
         """The cross-entropy (N,) of every image of a split, without label smoothing or test-time augmentation."""
@@ -57,166 +63,136 @@ class Trained:
 
 
 def train(
-    which: str | Recipe,
+    recipe: str | Recipe,
     dataset: str | Dataset = "cifar10",
     *,
     seed: int = 0,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     threads: int | None = None,
-    engine: str = "auto",
+    engine: str | Engine = "auto",
     weights: Tensor | None = None,
+    eval_every: int = 0,
+    on_change: Callable[[Status], None] = lambda status: None,
+    save: Callable[[dict[str, Any]], None] | None = None,
+    saved: Mapping[str, Any] | None = None,
 ) -> Trained:
-    """Train a recipe, as the command does, and evaluate it.
+    """Train a recipe from a seed and evaluate it.
 
-    `weights`, float (N,), are factors on the losses of the training images. Raises what the command would print.
+    `weights`, float (N,), are factors on the losses of the training images. Every `eval_every` epochs the test accuracy
+    is measured, outside the train time. `on_change` is called with the run's status and must return at once. `save`
+    gets a tree to resume from after each epoch worth it, `saved` is such a tree. Raises what the command line would
+    print: UsageError, DataError, MachineError (out of memory), Diverged.
     """
-    chosen = load_recipe(which)
-    whole = load_dataset(dataset) if isinstance(dataset, str) else dataset
-    images = holdout_split(whole, chosen.data.holdout)
-    place = pick_device(device)
-    prepare_device(place, threads)
-    with explain_oom(place, chosen.training.batch_size):
-        training = TrainState(chosen, images, place, seed, weights)
-        result = trainer.train(training, images, engine=choose_engine(engine, place)[0])
-    return Trained(training.network.eval(), result, chosen, images)
+    recipe = load_recipe(recipe)
+    dataset = load_dataset(dataset) if isinstance(dataset, str) else dataset
+    device = device if isinstance(device, torch.device) else pick_device(device)
+    prepare_device(device, threads)
+    engine = choose_engine(engine, device) if isinstance(engine, str) else engine
+    with explain_oom(device, recipe.training.batch_size):
+        warm_up(recipe, dataset, device, engine)
+        state = TrainState(recipe, dataset, device, seed, weights)
+        result = fit(state, engine=engine, eval_every=eval_every, on_change=on_change, save=save, saved=saved)
+    return Trained(state.network.eval(), result, recipe, state.dataset, seed, engine.name)
 
 
-@dataclass
-class Run:
-    """A recipe, a dataset, a seed and a device; the folder to keep it in, and the state to go on from."""
+WARMED_UP: set[tuple[Recipe, str, torch.device]] = set()
 
-    recipe: Recipe
-    dataset: Dataset
-    device: torch.device
-    seed: int
-    folder: Path
-    engine: str = "eager"
-    saved: dict[str, Any] | None = None
 
-    def __post_init__(self) -> None:
-        data = self.dataset = holdout_split(self.dataset, self.recipe.data.holdout)
-        self.operations = count_flops(self.recipe, len(data.classes), len(data.train.images), len(data.test.images))
+def warm_up(recipe: Recipe, dataset: Dataset, device: torch.device, engine: Engine) -> None:
+    """On CUDA, once a process for each recipe: two steps and an evaluation of a scratch state, which load kernels, let
+    cuDNN choose its algorithms and allocate memory, all outside the train time. Elsewhere nothing."""
+    key = (recipe, engine.name, device)
+    if device.type != "cuda" or key in WARMED_UP:
+        return
+    WARMED_UP.add(key)
+    state = TrainState(recipe, dataset, device, seed=0)
+    state.whiten()
+    step = engine.prepare(state)
+    step()
+    infer(state.network, state.dataset.test.images.to(device), state.mean, state.std, recipe.evaluation)
+    state.network.train()
+    step()
 
-    def introduction(self) -> str:
-        """One line before the start: recipe, device, operations, time expected (judged by a rehearsal)."""
-        with explain_oom(self.device, self.recipe.training.batch_size):
-            seconds = rehearse(self.recipe, self.dataset, self.device, self.engine)
-        held = self.recipe.data.holdout
-        where = "" if self.dataset.published else " (not a published dataset)"
-        where = f" (judged on {held:,} training images held out)" if held else where
-        return (
-            f"{self.recipe.name} on {self.dataset.name}{where}: {self.operations.total:.3g} operations on "
-            f"{device_name(self.device)}, about {rough(seconds)}"
-        )
 
-    def train(self, eval_every: int, on_change: Callable[[Status], None]) -> Result:
-        """Train and evaluate; the state after each epoch worth it is kept in the folder."""
-        with explain_oom(self.device, self.recipe.training.batch_size):
-            training = TrainState(self.recipe, self.dataset, self.device, self.seed)
-            self.network = training.network
-            return trainer.train(
-                training,
-                self.dataset,
-                engine=self.engine,
-                eval_every=eval_every,
-                on_change=on_change,
-                save=self.keep_state,
-                saved=self.saved,
-            )
+def run_flops(recipe: Recipe, dataset: Dataset) -> int:
+    """FLOPs of a run of the recipe on the dataset: training and the final evaluation."""
+    return count_flops(recipe, len(dataset.classes), len(dataset.train.images), len(dataset.test.images)).total
 
-    def keep_state(self, state: dict[str, Any]) -> None:
-        """Keep what a later process needs to go on."""
-        facts = {
-            "recipe": recipe.recipe_to_dict(self.recipe),
-            "dataset": dataset_facts(self.dataset),
-            "seed": self.seed,
-            "device": str(self.device),
+
+def run_record(trained: Trained, flops: int) -> dict[str, Any]:
+    """What `train --json` and the record in a run folder hold of a run, beside what all documents hold."""
+    return {
+        "recipe": trained.recipe.name,
+        "dataset": trained.dataset.name,
+        "dataset_digest": trained.dataset.digest,
+        "published_dataset": trained.dataset.published,
+        "seed": trained.seed,
+        "engine": trained.engine,
+        "threads": torch.get_num_threads(),
+        "flops": flops,
+        "tflops_per_s": flops / trained.result.train_s / 1e12,
+        **asdict(trained.result),
+        "accuracy_on": eval_split(trained.recipe),
+    }
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run: while it trains the state to resume from, afterwards the checkpoint and the record.
+
+    All three are written atomically.
+    """
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained weights."""
+        return self.path / CHECKPOINT
+
+    def save_state(
+        self, recipe: Recipe, dataset: Dataset, seed: int, device: torch.device, engine: str, loop: Any
+    ) -> None:
+        """Keep what a later process needs to resume; raises DataError where it cannot be written."""
+        tree = {
+            "recipe": recipe_to_dict(recipe),
+            "dataset": dataset_facts(dataset),
+            "seed": seed,
+            "device": str(device),
             "threads": torch.get_num_threads(),
-            "engine": self.engine,
-            "loop": state,
+            "engine": engine,
+            "loop": loop,
         }
-        files.save_tensors(self.folder / STATE, "state", facts)
+        files.save_tensors(self.path / STATE, "state", tree)
 
-    def document(self, result: Result) -> dict[str, Any]:
-        """What `--json` and the record of the run hold."""
-        return {
-            "recipe": self.recipe.name,
-            "dataset": self.dataset.name,
-            "published_dataset": self.dataset.published,
-            "seed": self.seed,
-            "engine": self.engine,
-            "threads": torch.get_num_threads(),
-            "flops": self.operations.total,
-            "tflops_per_s": self.operations.total / result.train_s / 1e12,
-            **asdict(result),
-            "accuracy_on": recipe.eval_split(self.recipe),
-            "checkpoint": str(self.folder / CHECKPOINT),
-        }
+    def load_state(self) -> dict[str, Any]:
+        """What `save_state` kept; raises DataError where the folder holds no interrupted run."""
+        path = self.path / STATE
+        if not path.exists():
+            if self.checkpoint.exists():
+                raise DataError(f"The run in {self.path} is finished: there is nothing to resume.")
+            raise DataError(f"There is no interrupted run in {self.path}: it holds no {STATE}.")
+        return files.load_tensors(path, "state", STATE_KEYS)
 
-    def keep(self, document: dict[str, Any]) -> None:
-        """Keep the checkpoint and the record; the state is not needed any more."""
-        save_record(self.folder / RECORD, {**document, "settings": recipe.recipe_to_dict(self.recipe)})
-        path = self.folder / CHECKPOINT
-        save_checkpoint(path, self.recipe, self.network, self.dataset, self.seed, self.device, document)
-        remove_state(self.folder)
+    def finish(self, trained: Trained, device: torch.device, record: dict[str, Any]) -> None:
+        """Keep the record and the checkpoint, and drop the state; raises DataError where they cannot be written."""
+        save_record(self.path / RECORD, {**record, "settings": recipe_to_dict(trained.recipe)})
+        save_checkpoint(self.checkpoint, trained.recipe, trained.network, trained.dataset, trained.seed, device, record)
+        (self.path / STATE).unlink(missing_ok=True)
 
-    def leave(self) -> None:
-        """After a failure: remove the folder where nothing was finished."""
-        if not any(self.folder.iterdir()):
-            self.folder.rmdir()
+    def remove_if_empty(self) -> None:
+        """After a failure: remove the folder where nothing was kept."""
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
 
-    def way_on(self) -> str:
-        """How to go on after an interruption."""
-        if (self.folder / STATE).exists():
-            return f"Interrupted; the finished epochs are kept: fastcifar train --resume {self.folder}"
+    def resume_hint(self) -> str:
+        """One sentence after an interruption: what was kept, and how to resume."""
+        if (self.path / STATE).exists():
+            return f"Interrupted; the finished epochs are kept: fastcifar train --resume {self.path}"
         return "Interrupted; nothing was kept yet (a state is kept after an epoch, on a GPU if it took 10 s)."
 
 
-def saved_state(folder: Path) -> dict[str, Any]:
-    """The state in the folder of an interrupted run; raises DataError where there is none."""
-    path = folder / STATE
-    if not path.exists():
-        if (folder / CHECKPOINT).exists():
-            raise DataError(f"The run in {folder} is finished: there is nothing to resume.")
-        raise DataError(f"There is no interrupted run in {folder}: it holds no {STATE}.")
-    return files.load_tensors(path, "state", ("recipe", "dataset", "seed", "device", "threads", "engine", "loop"))
-
-
-def check_same_kind(saved: dict[str, Any], device: torch.device) -> None:
-    """Refuse to go on with another kind of device, whose random numbers are others."""
-    if torch.device(saved["device"]).type != device.type:
-        raise UsageError(f"This run began on {saved['device']}: it cannot go on on {device.type}.")
-
-
-def check_same_dataset(saved: dict[str, Any], dataset: Dataset) -> None:
-    """Refuse to go on with other images than the run began with."""
-    if saved["dataset"]["digest"] != dataset.digest:
-        raise UsageError(f"Dataset '{dataset.name}' is not what this run began with: its content has changed.")
-
-
-def check_seed(seed: int) -> None:
-    """A seed is what PyTorch takes: 0 to 2^63 - 1."""
-    if not 0 <= seed < 2**63:
-        raise UsageError(f"--seed {seed} must lie in 0..{2**63 - 1}.")
-
-
-def check_target(target: float | None) -> None:
-    """A target is in percent; 0.94 is somebody who means 94."""
-    if target is None or 1 < target <= 100:
-        return
-    if 0 < target <= 1:
-        raise UsageError(f"--target {target:g} is in percent: {100 * target:g} is meant?")
-    raise UsageError(f"--target {target:g} must be a percentage between 1 and 100.")
-
-
-def rough(seconds: float) -> str:
-    """An estimate, no more exact than it is."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s" if seconds >= 1 else "a second"
-    return f"{round(seconds / 60)} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
-
-
-def create_run_folder(path: Path | None, recipe: str, seed: int, force: bool) -> Path:
+def create_run_folder(path: Path | None, recipe: str, seed: int, force: bool) -> RunFolder:
     """A new folder for a run: `path`, or `runs/<recipe>-<seed>-<time>`.
 
     One that exists is only taken with `force`, and then emptied of an earlier run. Raises UsageError, or DataError
@@ -229,18 +205,21 @@ def create_run_folder(path: Path | None, recipe: str, seed: int, force: bool) ->
         folder.mkdir(parents=True, exist_ok=True)
         for name in (CHECKPOINT, RECORD, STATE):
             (folder / name).unlink(missing_ok=True)
-        save_record(folder / RECORD, {})
-        (folder / RECORD).unlink()
+        files.check_writable(folder / RECORD)
     except OSError as error:
         raise DataError(f"The run folder {folder} cannot be written: {error.strerror}; give another --out.") from None
-    return folder
+    return RunFolder(folder)
 
 
 def save_record(path: Path, document: dict[str, Any]) -> None:
     """A JSON document; raises DataError where it cannot be written."""
-    files.write_atomically(path, lambda file: file.write(json.dumps(document, indent=2).encode() + b"\n"))
+    files.write_text(path, json.dumps(document, indent=2) + "\n")
 
 
-def remove_state(folder: Path) -> None:
-    """Drop the state to go on from, once the run is finished."""
-    (folder / STATE).unlink(missing_ok=True)
+def check_resumable(state: dict[str, Any], dataset: Dataset, device: torch.device) -> None:
+    """Raise UsageError where a saved state cannot be resumed: on another kind of device, whose random numbers are
+    others, or with other images than the run began with."""
+    if torch.device(state["device"]).type != device.type:
+        raise UsageError(f"This run began on {state['device']}: it cannot be resumed on {device.type}.")
+    if state["dataset"]["digest"] != dataset.digest:
+        raise UsageError(f"Dataset '{dataset.name}' is not what this run began with: its content has changed.")

@@ -1,18 +1,19 @@
 """The state of a training and one step of it: batch, forward, loss, backward, update.
 
-The trainer loops `step`, an engine wraps it, the profiler takes it apart by its phases.
+The trainer loops over `train_step`, an engine wraps it, the profiler takes it apart by its phases.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastcifar.data.dataset import Dataset
+from fastcifar.data.dataset import Dataset, holdout_split
 from fastcifar.errors import UsageError
 from fastcifar.model.augment import AugmentPlan, AugmentSampler, augment
 from fastcifar.model.network import Network, build_network, precision
@@ -21,11 +22,11 @@ from fastcifar.recipes.schema import Recipe
 from fastcifar.training.annotations import phase
 from fastcifar.training.optim import Ema, make_optimizer
 
-WHITENING_CHUNK = 1000  # images rendered at once, to bound memory
+WHITENING_CHUNK = 1000  # images augmented at once, to bound memory
 
 
 def steps_per_epoch(recipe: Recipe, images: int) -> int:
-    """Full batches in one pass over the images; at least one."""
+    """Full batches in one pass over the (training) images; at least one."""
     return max(1, images // recipe.training.batch_size)
 
 
@@ -43,7 +44,9 @@ def resolutions(recipe: Recipe, steps: int) -> list[int]:
 class TrainState:
     """Everything a run changes, and the dataset it reads: the whole state between two steps.
 
-    `metrics` holds, on the device, the sum of losses, the correct predictions and the images since `clear_metrics`.
+    `dataset` is the one given, with `data.holdout` of its training images in place of the test images where the recipe
+    holds some out. `metrics`, float32 (3,) on the device, holds the sum of losses, the correct predictions and the
+    images since `clear_metrics`.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class TrainState:
     ) -> None:
         self.recipe = recipe
         self.device = device
+        self.dataset = dataset = holdout_split(dataset, recipe.data.holdout)
         self.images = dataset.train.images.to(device)
         self.labels = dataset.train.labels.to(device)
         self.mean = torch.tensor(dataset.mean, dtype=torch.float32, device=device)
@@ -65,7 +69,7 @@ class TrainState:
                 f"{self.batch_size} images are no whole ghost batches of {ghost}: set network.norm.ghost=0."
             )
         self.resolutions = resolutions(recipe, self.total_steps)
-        self.augment_images = augment  # an engine may know a quicker way
+        self.augment_images = augment  # an engine may put a faster one here
         self.step = 0
 
         if weights is not None and weights.shape != self.labels.shape:
@@ -73,7 +77,7 @@ class TrainState:
         self.weights = None if weights is None else weights.to(device, torch.float32)  # of the images' losses
 
         if recipe.network.factory:
-            torch.manual_seed(seed)  # code of one's own draws from PyTorch's own generator
+            torch.manual_seed(seed)  # user-supplied code draws from PyTorch's global generator
         self.network = build_network(recipe, len(dataset.classes), device)
         if isinstance(self.network, Network):
             self.network.initialize(torch.Generator().manual_seed(seed))
@@ -108,16 +112,16 @@ class TrainState:
         return self.plan.batch(position * self.batch_size, self.batch_size)
 
     def graph_key(self, step: int) -> Any:
-        """What tells steps apart whose kernels differ: the images' size, what is trained, rescaled and averaged."""
+        """Equal for steps that launch the same kernels: resolution, trained groups, weight normalisation, averaging."""
         return self.resolutions[step], self.optimizer.graph_key(step), self.ema.graph_key(step)
 
-    def batch(self, part: AugmentPlan) -> tuple[Tensor, Tensor, Tensor | None]:
+    def batch(self, plan: AugmentPlan) -> tuple[Tensor, Tensor, Tensor | None]:
         """The images, labels and weights of a step's plan."""
-        weights = None if self.weights is None else self.weights[part.index]
-        return self.augment(part), self.labels[part.index], weights
+        weights = None if self.weights is None else self.weights[plan.index]
+        return self.augment(plan), self.labels[plan.index], weights
 
     def clear_metrics(self) -> None:
-        """Begin to count anew."""
+        """Set the metrics to zero."""
         self.metrics.zero_()
 
     def state(self) -> dict[str, Any]:
@@ -143,31 +147,32 @@ class TrainState:
             self.sampler.mirrored.copy_(state["mirrored"])
 
 
-def train_step(training: TrainState) -> None:
-    """One update of the weights."""
+def train_step(state: TrainState, run: Callable[[TrainState, AugmentPlan], None] | None = None) -> None:
+    """One update of the weights: rates and the batch's plan first, then `run` (`forward_backward_update`, or what an
+    engine puts in its place)."""
     with phase("optimizer"):
-        training.optimizer.begin(training.step)
+        state.optimizer.begin(state.step)
     with phase("data"):
-        part = training.batch_plan()
-    forward_backward_update(training, part)
-    training.step += 1
+        plan = state.batch_plan()
+    (run or forward_backward_update)(state, plan)
+    state.step += 1
 
 
-def forward_backward_update(training: TrainState, part: AugmentPlan) -> None:
-    """What a step does on the device, once it is known which images it takes: an engine may record and repeat it."""
+def forward_backward_update(state: TrainState, plan: AugmentPlan) -> None:
+    """The device's part of a step, for the batch of `plan`: an engine may capture and replay it."""
     with phase("data"):
-        images, labels, weights = training.batch(part)
+        images, labels, weights = state.batch(plan)
     with phase("forward"):
-        logits = training.network(images)
+        logits = state.network(images)
     with phase("loss"):
-        loss = summed_loss(logits, labels, training.recipe.training.label_smoothing, weights)
+        loss = summed_loss(logits, labels, state.recipe.training.label_smoothing, weights)
     with phase("backward"):
         loss.backward()  # type: ignore[no-untyped-call]
     with phase("optimizer"):
-        training.optimizer.update(training.step)
-        training.ema.update(training.step)
+        state.optimizer.update(state.step)
+        state.ema.update(state.step)
     with phase("loss"):
-        add_metrics(training.metrics, loss, logits, labels)
+        add_metrics(state.metrics, loss, logits, labels)
 
 
 def summed_loss(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None = None) -> Tensor:

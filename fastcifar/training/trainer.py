@@ -1,7 +1,7 @@
 """A run from its seed to its accuracy: the loop over steps and epochs, callbacks, going on after an interruption.
 
-The loop launches work and, behind some steps, a snapshot: a timestamp and a copy of the metrics. It reads only snapshots
-that the device has already reached, so that within an epoch the host never waits for the device.
+The loop launches work and, behind some steps, a snapshot: a timestamp and a copy of the metrics. It reads only
+snapshots that the device has already reached, so that within an epoch the host never waits for the device.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcifar.data.dataset import Dataset
 from fastcifar.errors import Diverged
-from fastcifar.model import predict as evaluate
+from fastcifar.model import predict
 from fastcifar.recipes.schema import Evaluation
 from fastcifar.system.device import peak_memory, reset_peak_memory
 from fastcifar.system.timing import Timestamp, process_age
-from fastcifar.training.engine import start_engine
+from fastcifar.training.engine import EAGER, Engine
 from fastcifar.training.step import TrainState
 
 SNAPSHOTS_PER_EPOCH = 16
@@ -87,91 +86,87 @@ class MetricsSnapshot:
     lr: float
 
 
-def train(
-    training: TrainState,
-    dataset: Dataset,
+def fit(
+    state: TrainState,
     *,
-    engine: str = "eager",
+    engine: Engine = EAGER,
     eval_every: int = 0,
     on_change: Callable[[Status], None] = lambda status: None,
     save: Callable[[dict[str, Any]], None] | None = None,
     saved: Mapping[str, Any] | None = None,
 ) -> Result:
-    """Train to the end and evaluate on the test images; `training` holds the final weights afterwards.
+    """Train a state to the end and evaluate it; `state` holds the final weights afterwards.
 
-    Every `eval_every` epochs the test accuracy is taken, outside the train time. `on_change` is called with the same
-    status again and again and must return at once. `save` is called with the state after each epoch that was worth
-    it; `saved` is such a state to go on from. Raises Diverged when the loss is not finite.
+    Every `eval_every` epochs the test accuracy is measured, outside the train time. `on_change` is called with the same
+    status again and again and must return at once. `save` is called with a tree to resume from after each epoch that
+    was worth it; `saved` is such a tree. Raises Diverged when the loss is not finite.
     """
+    reset_peak_memory(state.device)
+    loop = TrainLoop(state, engine.prepare(state), on_change)
     setup_s = process_age()
-    reset_peak_memory(training.device)
-    loop = TrainLoop(training, dataset, engine, on_change)
-    if saved is None:
-        loop.whiten()
-    else:
-        loop.restore(saved)
-    while training.step < training.total_steps:
+    loop.begin(saved)
+    while state.step < state.total_steps:
         loop.run_epoch()
-        number = -(-training.step // training.steps_per_epoch)
-        if eval_every and number % eval_every == 0:
-            loop.take_test_accuracy()
+        epoch = -(-state.step // state.steps_per_epoch)
+        if eval_every and epoch % eval_every == 0:
+            loop.measure_test_accuracy()
         if save is not None and loop.worth_saving():
             loop.save(save)
     return loop.finish(setup_s)
 
 
 class TrainLoop:
-    """The epochs of one run, and what is known of them."""
+    """The epochs of one run: launches steps, and reads what the device has finished of them."""
 
-    def __init__(
-        self, training: TrainState, dataset: Dataset, engine: str, on_change: Callable[[Status], None]
-    ) -> None:
-        self.training = training
-        self.step = start_engine(engine, training)
-        self.dataset = dataset
+    def __init__(self, state: TrainState, step: Callable[[], None], on_change: Callable[[Status], None]) -> None:
+        self.state = state
+        self.step = step
         self.on_change = on_change
-        self.status = Status(training.total_steps, training.steps_per_epoch)
+        self.status = Status(state.total_steps, state.steps_per_epoch)
         self.snapshots: deque[MetricsSnapshot] = deque()
-        self.snapshot_every = max(1, training.steps_per_epoch // SNAPSHOTS_PER_EPOCH)
+        self.snapshot_every = max(1, state.steps_per_epoch // SNAPSHOTS_PER_EPOCH)
         # Where the metrics of each snapshot go, all at once: pinning memory within an epoch would wait for the device.
-        snapshots = training.total_steps // self.snapshot_every + -(-training.total_steps // training.steps_per_epoch)
-        self.slots = iter(torch.empty(snapshots, 3, pin_memory=training.device.type == "cuda"))
-        self.test_images = dataset.test.images.to(training.device)
+        snapshots = state.total_steps // self.snapshot_every + -(-state.total_steps // state.steps_per_epoch)
+        self.slots = iter(torch.empty(snapshots, 3, pin_memory=state.device.type == "cuda"))
+        self.test_images = state.dataset.test.images.to(state.device)
         self.whiten_s = 0.0
         self.epochs_before = 0  # finished by an earlier process
         self.latest = self.mark()  # the next epoch is timed from here
 
     def mark(self) -> Timestamp:
-        return Timestamp(self.training.device)
+        return Timestamp(self.state.device)
 
-    def whiten(self) -> None:
-        """Set the whitening; the first thing that counts as train time."""
-        before = self.latest
-        self.training.whiten()
+    def begin(self, saved: Mapping[str, Any] | None) -> None:
+        """Restore a saved state, or set the whitening, which is the first thing that counts as train time."""
+        if saved is not None:
+            self.restore(saved)
+            return
+        before = self.latest = self.mark()
+        self.state.whiten()
         self.latest = self.mark()
         self.latest.wait()
         self.whiten_s = self.latest.seconds_since(before)
 
     def run_epoch(self) -> None:
         """All steps up to the end of the epoch, or of the run."""
-        training, start = self.training, self.latest
-        training.network.train()
-        training.clear_metrics()
-        end = min(training.total_steps, (training.step // training.steps_per_epoch + 1) * training.steps_per_epoch)
-        while training.step < end:
+        state, start = self.state, self.latest
+        state.network.train()
+        state.clear_metrics()
+        end = min(state.total_steps, (state.step // state.steps_per_epoch + 1) * state.steps_per_epoch)
+        while state.step < end:
             self.step()
-            if training.step == end or training.step % self.snapshot_every == 0:
+            if state.step == end or state.step % self.snapshot_every == 0:
                 self.record_snapshot(start)
                 self.drain_snapshots()
 
     def record_snapshot(self, start: Timestamp) -> None:
         """A snapshot behind the step just launched; the copy lands in pinned memory before its mark is reached."""
-        training = self.training
+        state = self.state
         metrics = next(self.slots)
-        metrics.copy_(training.metrics, non_blocking=True)
+        metrics.copy_(state.metrics, non_blocking=True)
         self.latest = self.mark()
-        lr = training.optimizer.rate(training.step - 1)
-        self.snapshots.append(MetricsSnapshot(self.latest, start, training.step, metrics, lr))
+        lr = state.optimizer.rate(state.step - 1)
+        self.snapshots.append(MetricsSnapshot(self.latest, start, state.step, metrics, lr))
 
     def drain_snapshots(self, wait: bool = False) -> None:
         """Take up what the device has finished; with `wait`, all that was launched."""
@@ -197,41 +192,41 @@ class TrainLoop:
             status.epochs.append(Epoch(number, epoch_s, images / epoch_s, loss / images, correct / images, snapshot.lr))
         self.on_change(status)
 
-    def evaluate(self, recipe: Evaluation) -> evaluate.Logits:
+    def evaluate(self, recipe: Evaluation) -> predict.Logits:
         """The logits of the test images, with the weights as they are."""
-        training = self.training
-        return evaluate.infer(training.network, self.test_images, training.mean, training.std, recipe)
+        state = self.state
+        return predict.infer(state.network, self.test_images, state.mean, state.std, recipe)
 
-    def take_test_accuracy(self) -> None:
+    def measure_test_accuracy(self) -> None:
         """Add the test accuracy to the epoch just run; the time it takes counts nowhere but in the wall time."""
         self.drain_snapshots(wait=True)
-        recipe = dataclasses.replace(self.training.recipe.evaluation, views="none")
-        accuracy = evaluate.accuracy(self.evaluate(recipe).plain.cpu(), self.dataset.test.labels)
+        recipe = dataclasses.replace(self.state.recipe.evaluation, views="none")
+        accuracy = predict.accuracy(self.evaluate(recipe).plain.cpu(), self.state.dataset.test.labels)
         self.status.epochs[-1] = dataclasses.replace(self.status.epochs[-1], test_accuracy=accuracy)
         self.on_change(self.status)
         self.latest = self.mark()
 
     def worth_saving(self) -> bool:
         """Whether to keep the state after the epoch just run: always, but for quick epochs on CUDA and the last."""
-        if self.training.step == self.training.total_steps:
+        if self.state.step == self.state.total_steps:
             return False
         epochs = self.status.epochs
-        return self.training.device.type != "cuda" or bool(epochs and epochs[-1].device_s > QUICK_EPOCH)
+        return self.state.device.type != "cuda" or bool(epochs and epochs[-1].device_s > QUICK_EPOCH)
 
     def save(self, keep: Callable[[dict[str, Any]], None]) -> None:
         """Hand over all that a later process needs to go on from here; the time counts in the wall time alone."""
         self.drain_snapshots(wait=True)
         epochs = [dataclasses.asdict(epoch) for epoch in self.status.epochs]
-        keep({"training": self.training.state(), "epochs": epochs, "whiten_s": self.whiten_s})
+        keep({"training": self.state.state(), "epochs": epochs, "whiten_s": self.whiten_s})
         self.latest = self.mark()
 
     def restore(self, saved: Mapping[str, Any]) -> None:
         """Go on from a state that `save` handed over."""
-        self.training.restore(saved["training"])
+        self.state.restore(saved["training"])
         self.whiten_s = saved["whiten_s"]
         self.status.epochs = [Epoch(**epoch) for epoch in saved["epochs"]]
         self.epochs_before = len(self.status.epochs)
-        self.status.steps_before = self.status.steps_done = self.training.step
+        self.status.steps_before = self.status.steps_done = self.state.step
         self.on_change(self.status)
         self.latest = self.mark()
 
@@ -240,24 +235,24 @@ class TrainLoop:
         before = self.latest
         self.status.stage = "evaluating"
         self.on_change(self.status)
-        self.training.ema.apply()
-        logits = self.evaluate(self.training.recipe.evaluation)
+        self.state.ema.apply()
+        logits = self.evaluate(self.state.recipe.evaluation)
         after = self.mark()
         self.drain_snapshots(wait=True)
         after.wait()
-        labels = self.dataset.test.labels
+        labels = self.state.dataset.test.labels
         eval_s = after.seconds_since(before)
         epochs_s = sum(epoch.device_s for epoch in self.status.epochs)
         self.status.stage = "done"
         self.on_change(self.status)
         return Result(
-            accuracy=evaluate.accuracy(logits.averaged.cpu(), labels),
-            accuracy_no_tta=evaluate.accuracy(logits.plain.cpu(), labels),
+            accuracy=predict.accuracy(logits.averaged.cpu(), labels),
+            accuracy_no_tta=predict.accuracy(logits.plain.cpu(), labels),
             train_s=self.whiten_s + epochs_s + eval_s,
             epochs_s=epochs_s,
             eval_s=eval_s,
             setup_s=setup_s,
             wall_s=process_age(),
-            peak_memory=peak_memory(self.training.device),
+            peak_memory=peak_memory(self.state.device),
             epochs=self.status.epochs,
         )

@@ -23,7 +23,7 @@ from fastcifar.bench.report import summarize
 from fastcifar.bench.results import Results
 from fastcifar.cli.display.bench import markdown, remarks
 from fastcifar.cli.display.svg import scatter
-from fastcifar.data.store import read_dataset
+from fastcifar.data.store import load_dataset
 from fastcifar.errors import DataError, UsageError
 
 QUICK = ["--set", "network.widths=[4, 4, 4]", "--set", "training.epochs=0.05", "--set", "evaluation.views=none"]
@@ -41,7 +41,7 @@ def run(name: str, seed: int, accuracy: float | None, train_s: float = 1.0, at: 
 
 
 def plan(*arguments: str, runs: int = 4, settings: tuple[str, ...] = ()) -> Plan:
-    return Plan(named(arguments, settings)[0], read_dataset("shapes"), torch.device("cpu"), range(runs))
+    return Plan(named(arguments, settings)[0], load_dataset("shapes"), torch.device("cpu"), range(runs))
 
 
 # --------------------------------------------------------------------------------------------------------------- order

@@ -21,9 +21,9 @@ from fastcifar.bench import search
 from fastcifar.bench.plan import Plan
 from fastcifar.cli.display.bench import remark
 from fastcifar.data.dataset import Dataset
-from fastcifar.data.store import read_dataset
+from fastcifar.data.store import load_dataset
 from fastcifar.errors import DataError, UsageError
-from fastcifar.recipes.parse import read_recipe
+from fastcifar.recipes.parse import load_recipe
 
 CANDIDATES = """
 [good]
@@ -43,8 +43,8 @@ WORLD = {"base": (100.0, 1.0), "good": (60.0, 0.7), "same": (100.0, 1.02), "slow
 def prepared(tmp_path: Path, seconds: float, content: str = CANDIDATES, images: Dataset | None = None) -> search.Search:
     path = tmp_path / "candidates.toml"
     path.write_text(content)
-    chosen = search.candidates(path, read_recipe("tiny"))
-    plan = Plan({}, images or read_dataset("shapes"), torch.device("cpu"), range(1000, 2000))
+    chosen = search.candidates(path, load_recipe("tiny"))
+    plan = Plan({}, images or load_dataset("shapes"), torch.device("cpu"), range(1000, 2000))
     return search.prepare(chosen, plan, "eager", seconds / 60)
 
 
@@ -185,13 +185,13 @@ def test_candidates_that_cannot_be(tmp_path: Path, content: str, words: str) -> 
     with pytest.raises(UsageError, match=words):
         prepared(tmp_path, 60, content)
     with pytest.raises(DataError, match="cannot be read"):
-        search.candidates(tmp_path / "missing.toml", read_recipe("tiny"))
+        search.candidates(tmp_path / "missing.toml", load_recipe("tiny"))
 
 
 def test_candidates_hold_what_differs_and_are_judged_on_images_kept_back(tmp_path: Path) -> None:
     plan = prepared(tmp_path, 60).plan
     assert plan.recipes["bad@0.5"].network.widths == (8, 8, 8)
-    assert plan.recipes["bad@0.5"].training.epochs == read_recipe("tiny").training.epochs / 2
+    assert plan.recipes["bad@0.5"].training.epochs == load_recipe("tiny").training.epochs / 2
     assert {each.data.holdout for each in plan.recipes.values()} == {1000}, "a tenth of the ten thousand shapes"
 
 

@@ -57,8 +57,8 @@ def test_recipes_are_listed_and_printed(call: Call) -> None:
     Path("mine.toml").write_text(printed.out)
     assert tomllib.loads(printed.out)["training"]["epochs"] == 4.0
     mine = call("recipes", "mine.toml", "--json").document
-    assert recipe.recipe_from_dict({**mine["recipe"], "name": "air94"}, "here") == recipe.read_recipe(
-        "air94", ["training.epochs=4"]
+    assert recipe.recipe_from_dict({**mine["recipe"], "name": "air94"}, "here") == recipe.load_recipe(
+        "air94", *["training.epochs=4"]
     )
     assert mine["flops"] == pytest.approx(1.45e14, rel=0.1) and mine["optimizer_flops"] > 0
 

@@ -25,7 +25,7 @@ from fastcifar.data.store import (
     MissingDataset,
     dataset_path,
     import_dataset,
-    read_dataset,
+    load_dataset,
     remove_dataset,
     verify_dataset,
 )
@@ -273,19 +273,19 @@ def kept(image_folder: Path) -> Path:
 
 def test_a_dataset_that_is_not_here_names_the_ways_out() -> None:
     with pytest.raises(MissingDataset, match="fastcifar download.*--from PATH.*--dataset shapes"):
-        read_dataset("cifar10")
+        load_dataset("cifar10")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 2000])
 def test_a_truncated_cache_file(keep: int, kept: Path) -> None:
     kept.write_bytes(kept.read_bytes()[:keep])
     with pytest.raises(DataError, match="damaged.*get it again"):
-        read_dataset("pets")
+        load_dataset("pets")
 
 
 def test_a_changed_byte_is_found_by_verify(kept: Path) -> None:
     content = bytearray(kept.read_bytes())
-    start = content.index(read_dataset("pets").train.images.numpy().tobytes()[:64])
+    start = content.index(load_dataset("pets").train.images.numpy().tobytes()[:64])
     content[start] ^= 1
     kept.write_bytes(content)
     with pytest.raises(DataError, match="content has changed"):
@@ -295,20 +295,20 @@ def test_a_changed_byte_is_found_by_verify(kept: Path) -> None:
 def test_a_cache_file_of_a_newer_version(kept: Path) -> None:
     torch.save({**torch.load(kept, weights_only=True), "format": 99}, kept)
     with pytest.raises(DataError, match="format 99.*update fastcifar"):
-        read_dataset("pets")
+        load_dataset("pets")
 
 
 def test_a_cache_file_of_another_shape(kept: Path) -> None:
     tree = torch.load(kept, weights_only=True)
     torch.save({**tree, "train_images": tree["train_images"].float()}, kept)
     with pytest.raises(DataError, match="damaged"):
-        read_dataset("pets")
+        load_dataset("pets")
 
 
 def test_a_malicious_cache_file_runs_nothing(kept: Path, tmp_path: Path) -> None:
     torch.save({"kind": "dataset", "x": Bomb(tmp_path / "boom")}, kept)
     with pytest.raises(DataError, match="nothing in it was run"):
-        read_dataset("pets")
+        load_dataset("pets")
     assert not (tmp_path / "boom").exists()
 
 
@@ -316,7 +316,7 @@ def test_a_folder_in_the_place_of_the_cache_file(kept: Path, image_folder: Path)
     kept.unlink()
     kept.mkdir()
     with pytest.raises(DataError, match="is a folder"):
-        read_dataset("pets")
+        load_dataset("pets")
     with pytest.raises(DataError, match="is a folder"):
         import_dataset(image_folder)
 
@@ -394,7 +394,7 @@ def test_shapes_are_the_same_bytes_everywhere() -> None:
 
 
 def test_a_linear_classifier_cannot_tell_shapes() -> None:
-    found = read_dataset("shapes")
+    found = load_dataset("shapes")
     torch.manual_seed(0)
     x, y = found.train.images.flatten(1).float() / 255 - 0.5, found.train.labels
     layer = torch.nn.Linear(3072, 10)

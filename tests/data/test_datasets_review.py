@@ -28,7 +28,7 @@ from fastcifar.data.store import (
     dataset_path,
     download_dataset,
     import_dataset,
-    read_dataset,
+    load_dataset,
     remove_dataset,
     verify_dataset,
 )
@@ -45,7 +45,7 @@ def test_names_are_those_that_can_be_loaded(image_folder: Path, home: Path) -> N
 
 def test_a_missing_dataset_of_ones_own_is_not_to_be_downloaded() -> None:
     with pytest.raises(MissingDataset, match=r"--from PATH --name mine`.*here are: shapes"):
-        read_dataset("mine")
+        load_dataset("mine")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_values_that_do_not_belong_in_a_cache_file(change: dict[str, Any], image
     path = dataset_path("pets")
     torch.save({**torch.load(path, weights_only=True), **change}, path)
     with pytest.raises(DataError, match="is damaged"):
-        read_dataset("pets")
+        load_dataset("pets")
 
 
 def test_verify_knows_the_published_hashes(image_folder: Path) -> None:

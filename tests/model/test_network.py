@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fastcifar.model.network import BatchNorm, Network, patch_covariance, trained_parameters
-from fastcifar.recipes.parse import read_recipe, recipe_names
+from fastcifar.recipes.parse import load_recipe, recipe_names
 from fastcifar.recipes.schema import Norm
 from fastcifar.training.flops import count_flops, image_flops
 
@@ -18,7 +18,7 @@ ALL = recipe_names()
 
 
 def network_of(name: str, *overrides: str, seed: int = 0) -> Network:
-    network = Network(read_recipe(name, overrides).network, 10)
+    network = Network(load_recipe(name, *overrides).network, 10)
     network.initialize(torch.Generator().manual_seed(seed))
     return network
 
@@ -36,13 +36,13 @@ def test_air94_has_the_published_size() -> None:
 
 @pytest.mark.parametrize(("name", "published"), [("air94", 2.91e14), ("hive94", 2.60e14)])
 def test_a_run_costs_the_published_operations(name: str, published: float) -> None:
-    assert count_flops(read_recipe(name)).total == pytest.approx(published, rel=0.005)
+    assert count_flops(load_recipe(name)).total == pytest.approx(published, rel=0.005)
 
 
 def test_smaller_images_count_for_the_steps_that_see_them() -> None:
     frozen = "optimizer.whiten_bias.schedule=[[0, 0]]"  # else the first steps, which train it, cost more than the last
     whole, half, small = (
-        count_flops(read_recipe("tiny", [frozen, f"data.resolution={points}"])).training
+        count_flops(load_recipe("tiny", frozen, f"data.resolution={points}")).training
         for points in ("[[0, 32]]", "[[0, 20], [0.5, 20], [0.5, 32]]", "[[0, 20]]")
     )
     assert small < whole and half == (whole + small) / 2
@@ -147,7 +147,7 @@ def test_logits_begin_small_and_an_image_does_not_depend_on_its_neighbours() -> 
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_network_learns_a_batch_by_heart(name: str) -> None:
-    found = read_recipe(name, ["network.norm.ghost=0"])
+    found = load_recipe(name, "network.norm.ghost=0")
     small = dataclasses.replace(found.network, widths=(8, 8, 8))
     network = Network(small, 10)
     network.initialize(torch.Generator().manual_seed(0))

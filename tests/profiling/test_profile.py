@@ -23,14 +23,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fastcifar
 from fastcifar.cli.display.profile import BYS, report, rows_of, tree
-from fastcifar.data.store import read_dataset
+from fastcifar.data.store import load_dataset
 from fastcifar.profiling import profiler
 from fastcifar.profiling.attribution import NODE, Context, annotated, attribute, split
 from fastcifar.profiling.breakdown import Rows
 from fastcifar.profiling.op_counter import OpCounter
 from fastcifar.profiling.result import Layer, comparison
 from fastcifar.profiling.targets import Subject, run_of, subject_of
-from fastcifar.recipes.parse import read_recipe
+from fastcifar.recipes.parse import load_recipe
 from fastcifar.training.annotations import PHASES
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ PROFILE = ["profile", "tiny", "--dataset", "shapes", "--batch", "8", "--steps", 
 
 def subject(name: str, *overrides: str) -> Subject:
     small = ["network.widths=[8, 16, 16]", "training.batch_size=8", *overrides]
-    return subject_of(read_recipe(name, small), read_dataset("shapes"), CPU)
+    return subject_of(load_recipe(name, *small), load_dataset("shapes"), CPU)
 
 
 def measured(network: nn.Module, *, image: tuple[int, ...] = (3, 8, 8), batch: int = 4, steps: int = 2) -> Any:
@@ -603,7 +603,7 @@ def test_out_of_memory_names_a_batch_that_fits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("which", ["eager", "graph"])
 def test_on_a_gpu_nearly_all_kernels_have_an_owner(which: str) -> None:
     for name in ("air94", "hlb"):
-        chosen = subject_of(read_recipe(name), read_dataset("shapes"), torch.device("cuda"), engine=which)
+        chosen = subject_of(load_recipe(name), load_dataset("shapes"), torch.device("cuda"), engine=which)
         document = profiler.profile(chosen, 3).document()
         adds_up(document)
         assert all(layer["kernels"] == round(layer["kernels"]) for layer in document["layers"])
@@ -611,7 +611,7 @@ def test_on_a_gpu_nearly_all_kernels_have_an_owner(which: str) -> None:
 
 def test_a_whole_run_is_the_mean_of_its_kinds_of_step() -> None:
     sets = ["training.batch_size=8", "training.epochs=2", "data.resolution=[[0, 16], [0.25, 16], [0.25, 32]]"]
-    found = read_recipe("tiny", sets)
+    found = load_recipe("tiny", *sets)
     images = few_shapes(64, 8)
     kinds = run_of(found, images, torch.device("cpu"))
     shares = [share for _, share in kinds]

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from fastcifar.errors import DataError, UsageError
-from fastcifar.recipes.parse import read_recipe, recipe_from_dict, recipe_names, recipe_to_dict, recipe_to_toml
+from fastcifar.recipes.parse import load_recipe, recipe_from_dict, recipe_names, recipe_to_dict, recipe_to_toml
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_printed_recipe_is_the_same_recipe(name: str, tmp_path: Path) -> None:
     path = tmp_path / "saved.toml"
-    original = read_recipe(name)
+    original = load_recipe(name)
     path.write_text(recipe_to_toml(original))
-    assert read_recipe(str(path)) == original
+    assert load_recipe(str(path)) == original
     assert recipe_from_dict(recipe_to_dict(original), "here") == original
     assert original.summary
 
@@ -27,19 +27,19 @@ def test_the_recipes_of_the_design_are_there() -> None:
 
 
 def test_overrides_apply_in_order() -> None:
-    found = read_recipe(
+    found = load_recipe(
         "air94", ["training.epochs=4", "network.widths=[32, 64, 64]", "data.flip=random", "training.epochs=2.5"]
     )
     assert (found.training.epochs, found.network.widths, found.data.flip) == (2.5, (32, 64, 64), "random")
-    assert found.optimizer == read_recipe("air94").optimizer
+    assert found.optimizer == load_recipe("air94").optimizer
 
 
 def test_a_file_extends_a_recipe_and_a_file(tmp_path: Path) -> None:
     (tmp_path / "base.toml").write_text('extends = "air94"\nsummary = "base"\n[training]\nepochs = 3\n')
     (tmp_path / "mine.toml").write_text('extends = "./base.toml"\n[optimizer.filters]\nlr = 0.3\n')
-    mine = read_recipe(str(tmp_path / "mine.toml"))
+    mine = load_recipe(str(tmp_path / "mine.toml"))
     assert (mine.name, mine.summary, mine.training.epochs, mine.optimizer.filters.lr) == ("mine", "", 3.0, 0.3)
-    assert mine.optimizer.filters.momentum == read_recipe("air94").optimizer.filters.momentum
+    assert mine.optimizer.filters.momentum == load_recipe("air94").optimizer.filters.momentum
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,13 @@ def test_a_file_extends_a_recipe_and_a_file(tmp_path: Path) -> None:
 )
 def test_a_wrong_override_is_explained(override: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
-        read_recipe("air94", [override])
+        load_recipe("air94", override)
     assert said in str(caught.value)
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean 'air94'"):
-        read_recipe("air95")
+        load_recipe("air95")
 
 
 @pytest.mark.parametrize(
@@ -94,23 +94,23 @@ def test_a_wrong_file_is_explained(text: str, said: str, tmp_path: Path) -> None
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(UsageError, match=said):
-        read_recipe(str(path))
+        load_recipe(str(path))
 
 
 def test_a_chain_that_comes_back_is_found(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text('extends = "./b.toml"')
     (tmp_path / "b.toml").write_text('extends = "./a.toml"')
     with pytest.raises(UsageError, match="extends itself"):
-        read_recipe(str(tmp_path / "a.toml"))
+        load_recipe(str(tmp_path / "a.toml"))
 
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "x.toml").mkdir()
     with pytest.raises(DataError, match="cannot be read"):
-        read_recipe(str(tmp_path / "x.toml"))
+        load_recipe(str(tmp_path / "x.toml"))
 
 
 def test_odd_text_survives_toml(tmp_path: Path) -> None:
     odd = recipe_from_dict({"name": "odd", "summary": 'a "quoted" \\ line\nand another\x7f é'}, "here")
     (tmp_path / "odd.toml").write_text(recipe_to_toml(odd))
-    assert read_recipe(str(tmp_path / "odd.toml")) == odd
+    assert load_recipe(str(tmp_path / "odd.toml")) == odd

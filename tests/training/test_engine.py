@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcifar.data.dataset import Dataset
-from fastcifar.data.store import read_dataset
+from fastcifar.data.store import load_dataset
 from fastcifar.errors import MachineError, UsageError
 from fastcifar.model.kernels import norm_act as pointwise
 from fastcifar.model.kernels.build import Fused, intact, library
@@ -35,7 +35,7 @@ from fastcifar.model.kernels.convolution import (
 from fastcifar.model.network import BatchNorm, ConvGroup
 from fastcifar.profiling.profiler import profile
 from fastcifar.profiling.targets import subject_of
-from fastcifar.recipes.parse import read_recipe
+from fastcifar.recipes.parse import load_recipe
 from fastcifar.recipes.schema import Network as NetworkRecipe
 from fastcifar.recipes.schema import Norm
 from fastcifar.training.engine import bind_engines, choose_engine, start_engine
@@ -259,7 +259,7 @@ def test_only_what_the_kernels_can_do_is_replaced() -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "hlb"])
 def test_engines_take_the_same_steps(name: str, dataset: Dataset) -> None:
-    found = read_recipe(name, [*SMALL, "network.project=8"] if name == "hlb" else SMALL)
+    found = load_recipe(name, *SMALL, *(["network.project=8"] if name == "hlb" else []))
     trained = []
     for which in ("eager", "compiled"):
         training = TrainState(found, dataset, CPU, 0)
@@ -276,8 +276,8 @@ def test_engines_take_the_same_steps(name: str, dataset: Dataset) -> None:
 
 
 def test_the_compiled_engine_is_seen_by_profile() -> None:
-    found = read_recipe("air94", ["training.batch_size=8"])
-    images = read_dataset("shapes")
+    found = load_recipe("air94", "training.batch_size=8")
+    images = load_dataset("shapes")
     plain, fast = (profile(subject_of(found, images, CPU, engine=which), 2) for which in ("eager", "compiled"))
     assert (plain.engine, fast.engine) == ("eager", "compiled")
     kinds = {layer.name: layer.kind for layer in fast.layers}
@@ -370,7 +370,7 @@ def test_interrupted_in_compiling(home: Path, tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_with_the_engine_it_began_with(dataset: Dataset, tmp_path: Path) -> None:
-    run = Run(read_recipe("tiny", SMALL), dataset, CPU, 0, tmp_path, "eager")
+    run = Run(load_recipe("tiny", *SMALL), dataset, CPU, 0, tmp_path, "eager")
     run.keep_state({})
     assert saved_state(tmp_path)["engine"] == "eager"
 
@@ -393,8 +393,8 @@ def test_bench_takes_an_engine_for_each(cli: Cli, tmp_path: Path) -> None:
 
 def test_memory_of_a_training_is_bounded(tmp_path: Path) -> None:
     """What `air94` keeps for its backward pass fits a GPU of 4 GB, and a step on a CPU takes little beyond it."""
-    found = read_recipe("air94", ["training.batch_size=200", "network.whiten.images=200"])
-    training = TrainState(found, read_dataset("shapes"), CPU, 0)
+    found = load_recipe("air94", "training.batch_size=200", "network.whiten.images=200")
+    training = TrainState(found, load_dataset("shapes"), CPU, 0)
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -425,7 +425,7 @@ def test_memory_of_a_training_is_bounded(tmp_path: Path) -> None:
 @pytest.mark.parametrize("which", ["compiled", "graph"])
 def test_engines_agree_on_a_gpu(which: str, dataset: Dataset) -> None:
     place = torch.device("cuda")
-    found = read_recipe("air94", ["training.batch_size=100", "training.epochs=4", "network.whiten.images=500"])
+    found = load_recipe("air94", "training.batch_size=100", "training.epochs=4", "network.whiten.images=500")
     states, losses = [], []
     for each in ("eager", which):
         training = TrainState(found, dataset, place, 0)

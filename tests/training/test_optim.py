@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.model.network import Network
-from fastcifar.recipes.parse import read_recipe, recipe_names
+from fastcifar.recipes.parse import load_recipe, recipe_names
 from fastcifar.recipes.schema import Ema as EmaRecipe
 from fastcifar.training.optim import Ema, Optimizer, newton_schulz, orthogonalize, parameter_groups, renormalized_steps
 
@@ -17,7 +17,7 @@ STEPS = 8
 
 
 def network_of(name: str, *overrides: str) -> Network:
-    network = Network(read_recipe(name, overrides).network, 10)
+    network = Network(load_recipe(name, *overrides).network, 10)
     network.initialize(torch.Generator().manual_seed(0))
     return network
 
@@ -40,7 +40,7 @@ def test_every_trained_parameter_is_in_one_group() -> None:
 
 def test_sgd_is_pytorchs_sgd() -> None:
     """The whole of `hlb`, whose parameters all learn by SGD, with its schedule."""
-    settings = read_recipe("hlb", ["network.widths=[8, 8, 8]"])
+    settings = load_recipe("hlb", "network.widths=[8, 8, 8]")
     ours, theirs = (Network(settings.network, 10) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     optimizer = Optimizer(ours, settings.optimizer, STEPS)
@@ -66,7 +66,7 @@ def test_sgd_is_pytorchs_sgd() -> None:
 
 def test_a_frozen_bias_has_no_gradient_and_does_not_move() -> None:
     network = network_of("tiny")
-    settings = read_recipe("tiny", ["optimizer.whiten_bias.schedule=[[0, 1], [0.5, 0]]"])
+    settings = load_recipe("tiny", "optimizer.whiten_bias.schedule=[[0, 1], [0.5, 0]]")
     optimizer = Optimizer(network, settings.optimizer, STEPS)
     bias, seen = network.whiten.bias, []
     assert bias is not None
@@ -104,7 +104,7 @@ def test_batched_orthogonalisation_is_that_of_each_filter() -> None:
 
 def test_muon_sets_the_norm_of_filters_before_it_moves_them() -> None:
     network = network_of("tiny")
-    settings = read_recipe("tiny", ["optimizer.filters.lr=0"])
+    settings = load_recipe("tiny", "optimizer.filters.lr=0")
     optimizer = Optimizer(network, settings.optimizer, 4)
     give_gradients(network, 0)
     optimizer.groups[0].trained_steps = 4  # a rate of zero would freeze them
@@ -114,7 +114,7 @@ def test_muon_sets_the_norm_of_filters_before_it_moves_them() -> None:
 
 
 def test_hive94_renormalises_at_the_anchors_steps() -> None:
-    flags = renormalized_steps(read_recipe("hive94").optimizer.filters.renormalize, 243)
+    flags = renormalized_steps(load_recipe("hive94").optimizer.filters.renormalize, 243)
     expected, last = [], 0
     for count in range(1, 244):  # as in cifar10_speedrun.py
         expected.append(count - last >= 2 + int(15 * count / 243))
@@ -150,7 +150,7 @@ def test_no_average_leaves_the_network_as_it_is() -> None:
 
 
 def test_state_and_restore_go_on_as_if_nothing_had_happened() -> None:
-    settings = read_recipe("tiny")
+    settings = load_recipe("tiny")
     straight, broken = network_of("tiny"), network_of("tiny")
     one, two = Optimizer(straight, settings.optimizer, STEPS), Optimizer(broken, settings.optimizer, STEPS)
     for step in range(STEPS):

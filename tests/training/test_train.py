@@ -18,12 +18,12 @@ from conftest import Call, Cli, few_shapes
 
 import fastcifar
 from fastcifar.data.dataset import Dataset, Split, holdout_split
-from fastcifar.data.store import read_dataset
+from fastcifar.data.store import load_dataset
 from fastcifar.errors import MachineError, UsageError
 from fastcifar.model.augment import AugmentPlan, augment
 from fastcifar.model.predict import VIEWS, accuracy, confusion, images_evaluated, infer, per_class
 from fastcifar.recipes import schema
-from fastcifar.recipes.parse import default_recipe, read_recipe
+from fastcifar.recipes.parse import default_recipe, load_recipe
 from fastcifar.recipes.schema import Recipe
 from fastcifar.system.device import explain_oom
 from fastcifar.training import trainer
@@ -42,7 +42,7 @@ def dataset() -> Dataset:
 
 def train(found: Recipe, dataset: Dataset, seed: int = 0, **options: object) -> tuple[TrainState, trainer.Result]:
     training = TrainState(found, dataset, CPU, seed)
-    return training, trainer.train(training, dataset, **options)  # type: ignore[arg-type]
+    return training, trainer.fit(training, **options)  # type: ignore[arg-type]
 
 
 def same(one: TrainState, other: TrainState) -> bool:
@@ -52,7 +52,7 @@ def same(one: TrainState, other: TrainState) -> bool:
 
 def test_a_run_counts_and_times_what_it_says(dataset: Dataset) -> None:
     seen: list[tuple[str, int]] = []
-    found = read_recipe("tiny", SMALL)
+    found = load_recipe("tiny", *SMALL)
     training, result = train(
         found, dataset, eval_every=1, on_change=lambda status: seen.append((status.stage, status.steps_done))
     )
@@ -67,7 +67,7 @@ def test_a_run_counts_and_times_what_it_says(dataset: Dataset) -> None:
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(dataset: Dataset) -> None:
-    found = read_recipe("hive94", [*SMALL, "data.cutout=8", "ema.start=0.5"])
+    found = load_recipe("hive94", *SMALL, "data.cutout=8", "ema.start=0.5")
     (one, first), (two, second), (other, _) = (train(found, dataset, seed) for seed in (5, 5, 6))
     assert same(one, two) and first.accuracy == second.accuracy
     assert not same(one, other)
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(dataset: Data
 
 @pytest.mark.parametrize("name", ["hlb", "air94"])
 def test_a_resumed_run_ends_as_one_never_interrupted(name: str, dataset: Dataset) -> None:
-    found = read_recipe(name, [*SMALL, "ema.start=0.3", "optimizer.whiten_bias.schedule=[[0, 1], [0.5, 0]]"])
+    found = load_recipe(name, *[*SMALL, "ema.start=0.3", "optimizer.whiten_bias.schedule=[[0, 1], [0.5, 0]]"])
     states: list[dict[str, object]] = []
     straight, result = train(found, dataset, save=lambda state: states.append(_copied(state)))
     assert len(states) == 2
@@ -98,7 +98,7 @@ def _copied(state: dict[str, object]) -> dict[str, object]:
 
 
 def test_a_loss_that_explodes_ends_the_run(dataset: Dataset) -> None:
-    found = read_recipe("tiny", [*SMALL, "optimizer.head.lr=1e30", "optimizer.filters.lr=1e30"])
+    found = load_recipe("tiny", *SMALL, "optimizer.head.lr=1e30", "optimizer.filters.lr=1e30")
     with pytest.raises(MachineError, match="loss is not finite.*lower"):
         train(found, dataset)
 
@@ -111,16 +111,16 @@ def test_running_out_of_memory_says_what_to_try() -> None:
 
 
 def test_evaluating_in_between_changes_nothing(dataset: Dataset) -> None:
-    found = read_recipe("tiny", SMALL)
+    found = load_recipe("tiny", *SMALL)
     assert same(train(found, dataset)[0], train(found, dataset, eval_every=1)[0])
 
 
 def test_a_rehearsal_leaves_the_run_alone(dataset: Dataset) -> None:
-    found = read_recipe("tiny", SMALL)
+    found = load_recipe("tiny", *SMALL)
     plain, _ = train(found, dataset)
     training = TrainState(found, dataset, CPU, 0)
     assert rehearse(found, dataset, CPU) > 0
-    trainer.train(training, dataset)
+    trainer.fit(training)
     assert same(plain, training)
 
 
@@ -130,7 +130,7 @@ def test_the_loop_does_not_wait_for_a_slow_reader(dataset: Dataset) -> None:
     from fastcifar.cli.display.training import TrainView
 
     view = TrainView(Screen(), "CPU", False)
-    _, result = train(read_recipe("tiny", SMALL), dataset, on_change=view.update)  # its thread never runs
+    _, result = train(load_recipe("tiny", *SMALL), dataset, on_change=view.update)  # its thread never runs
     assert len(result.epochs) == 3 and view.status is not None and view.status.stage == "done"
 
 
@@ -156,7 +156,7 @@ def plain_views(
 @pytest.mark.parametrize("uncertain", [1.0, 0.25])
 @torch.no_grad()
 def test_views_are_the_anchors_views(kind: str, shifted: float, uncertain: float, dataset: Dataset) -> None:
-    training = TrainState(read_recipe("tiny", SMALL), dataset, CPU, 0)
+    training = TrainState(load_recipe("tiny", *SMALL), dataset, CPU, 0)
     training.whiten()
     training.network.eval()
     images = dataset.test.images[:80]
@@ -182,11 +182,11 @@ def test_confusion_and_per_class_count_every_image() -> None:
 
 
 def test_images_grow_within_a_run(dataset: Dataset) -> None:
-    found = read_recipe("tiny", [*SMALL, "training.epochs=2", "data.resolution=[[0, 16], [0.5, 16], [0.5, 32]]"])
+    found = load_recipe("tiny", *[*SMALL, "training.epochs=2", "data.resolution=[[0, 16], [0.5, 16], [0.5, 32]]"])
     training = TrainState(found, dataset, CPU, 0)
     seen: list[int] = []
     training.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[-1]))
-    trainer.train(training, dataset)
+    trainer.fit(training)
     half = training.total_steps // 2
     assert seen[: 2 * half] == [16] * half + [32] * half and set(seen[2 * half :]) == {32}  # views are of full size
 
@@ -218,10 +218,10 @@ def test_the_recipe_of_a_machine_without_a_gpu() -> None:
 def test_the_real_images_can_be_learned(cifar10_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A narrow network on 10,000 real images: far above the 10 % of chance within seconds."""
     monkeypatch.setenv("FASTCIFAR_HOME", str(cifar10_home))
-    whole = read_dataset("cifar10")
+    whole = load_dataset("cifar10")
     part = Split(whole.train.images[:10_000], whole.train.labels[:10_000])
     test = Split(whole.test.images[:2000], whole.test.labels[:2000])
-    found = read_recipe("tiny", ["training.epochs=3", "evaluation.views=flip"])
+    found = load_recipe("tiny", "training.epochs=3", "evaluation.views=flip")
     _, result = train(found, dataclasses.replace(whole, train=part, test=test))
     assert result.accuracy > 0.55
     assert result.epochs[-1].train_loss < result.epochs[0].train_loss
@@ -301,7 +301,7 @@ def test_train_eval_and_load_agree(cli: Cli, whole: Path) -> None:
     network = fastcifar.load(whole)
     checkpoint = torch.load(whole / "checkpoint.pt", weights_only=True)
     assert checkpoint["metrics"]["accuracy"] == found["accuracy"]
-    test = read_dataset("shapes").test
+    test = load_dataset("shapes").test
     mean, std = (torch.tensor(checkpoint["dataset"][key]) for key in ("mean", "std"))
     logits = network(augment(test.images, AugmentPlan(torch.arange(2000)), mean, std, torch.float32))
     assert accuracy(logits, test.labels) == pytest.approx(found["accuracy_no_tta"], abs=0.002)
@@ -309,7 +309,7 @@ def test_train_eval_and_load_agree(cli: Cli, whole: Path) -> None:
 
 @pytest.mark.gpu
 def test_steps_on_cuda_follow_those_on_the_cpu(dataset: Dataset) -> None:
-    found = read_recipe("tiny", [*SMALL, "training.precision=float32", "data.flip=none", "data.translate=0"])
+    found = load_recipe("tiny", *SMALL, "training.precision=float32", "data.flip=none", "data.translate=0")
     order = torch.randperm(1000)
     weights = []
     for device in (CPU, torch.device("cuda")):
@@ -329,8 +329,8 @@ def test_steps_on_cuda_follow_those_on_the_cpu(dataset: Dataset) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["air94", "hive94", "hlb", "hlb-first"])
 def test_every_recipe_trains_on_cuda(name: str, dataset: Dataset) -> None:
-    found = read_recipe(name, ["training.epochs=3", "training.batch_size=128", "network.whiten.images=500"])
+    found = load_recipe(name, "training.epochs=3", "training.batch_size=128", "network.whiten.images=500")
     training = TrainState(found, dataset, torch.device("cuda"), 0)
-    result = trainer.train(training, dataset)
+    result = trainer.fit(training)
     assert result.epochs[-1].train_loss < result.epochs[0].train_loss
     assert result.train_s > 0

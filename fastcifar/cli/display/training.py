@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -23,7 +24,9 @@ from rich.text import Text
 from fastcifar.cli.display.screen import Screen, View, duration, facts, percent, size
 
 if TYPE_CHECKING:
-    from fastcifar.training.trainer import Epoch, Result, Status
+    from fastcifar.data.dataset import Dataset
+    from fastcifar.recipes.schema import Recipe
+    from fastcifar.training.trainer import Epoch, Status
 
 
 class TrainView(View):
@@ -31,10 +34,10 @@ class TrainView(View):
 
     def __init__(self, screen: Screen, device: str, with_test: bool) -> None:
         super().__init__(screen)
-        self.device = device
+        self.device = "GPU" if device == "cuda" else device.upper()
         self.with_test = with_test
         self.status: Status | None = None
-        self.told = 0
+        self.printed = 0
 
     def update(self, status: Status) -> None:
         """Keep the latest state; returns at once."""
@@ -89,10 +92,10 @@ class TrainView(View):
         finished = list(status.epochs) if status else []
         if self.with_test and finished and finished[-1].test_accuracy is None and status and status.stage == "training":
             finished.pop()  # its test accuracy is still to come
-        for epoch in finished[self.told :]:
+        for epoch in finished[self.printed :]:
             cells = zip(self.headings(), self.row(epoch), strict=True)
             yield ", ".join(f"{heading} {cell}" for heading, cell in cells if cell)
-        self.told = max(self.told, len(finished))
+        self.printed = max(self.printed, len(finished))
 
 
 class ProgressView(View):
@@ -101,7 +104,7 @@ class ProgressView(View):
     def __init__(self, screen: Screen) -> None:
         super().__init__(screen)
         self.state: dict[str, tuple[int, int | None]] = {}
-        self.told: set[str] = set()
+        self.printed: set[str] = set()
         self.tasks: dict[str, TaskID] = {}
         byte_columns = (DownloadColumn(), TransferSpeedColumn())
         text = TextColumn("{task.description}")
@@ -122,25 +125,36 @@ class ProgressView(View):
 
     def lines(self) -> Iterable[str]:
         for what in list(self.state):
-            if what not in self.told:
-                self.told.add(what)
+            if what not in self.printed:
+                self.printed.add(what)
                 yield f"{what} …"
 
 
-def summary(result: Result, document: dict[str, Any], where: str) -> Table:
-    """What a run reached, what it cost, and how to get it again."""
-    plain, parts = percent(result.accuracy_no_tta), (duration(result.epochs_s), duration(result.eval_s))
-    versions = f"fastcifar {document['version']}, torch {document['torch']}"
+def introduction(recipe: Recipe, dataset: Dataset, flops: int, device: str) -> str:
+    """One line before a training: recipe, dataset, FLOPs of the run, device."""
+    where = "" if dataset.published else " (not a published dataset)"
+    if recipe.data.holdout:
+        where = f" (evaluated on {recipe.data.holdout:,} training images held out)"
+    return f"{recipe.name} on {dataset.name}{where}: {flops:.3g} FLOPs on {device}"
+
+
+def summary(record: dict[str, Any]) -> Table:
+    """What a run reached and cost, and how to repeat it, from the record of `train --json` or `run.json`."""
+    parts = f"(epochs {duration(record['epochs_s'])}, evaluation {duration(record['eval_s'])})"
+    versions = f"fastcifar {record['version']}, torch {record['torch']}"
     return facts(
         [
-            ("accuracy", f"{percent(result.accuracy)}  ({plain} without test-time augmentation)"),
-            ("train time", f"{duration(result.train_s)}  (epochs {parts[0]}, evaluation {parts[1]})"),
-            ("setup, wall time", f"{duration(result.setup_s)}, {duration(result.wall_s)}"),
-            ("speed", f"{document['tflops_per_s']:.3g} TFLOP/s over {document['flops']:.3g} operations"),
-            ("peak memory", size(result.peak_memory)),
-            ("run", f"{document['recipe']}, {document['dataset']}, seed {document['seed']}"),
-            ("made on", f"{document['device']}; {versions}"),
-            ("kept in", where),
+            (
+                "accuracy",
+                f"{percent(record['accuracy'])}  ({percent(record['accuracy_no_tta'])} without test-time augmentation)",
+            ),
+            ("train time", f"{duration(record['train_s'])}  {parts}"),
+            ("setup, wall time", f"{duration(record['setup_s'])}, {duration(record['wall_s'])}"),
+            ("speed", f"{record['tflops_per_s']:.3g} TFLOP/s over {record['flops']:.3g} FLOPs"),
+            ("peak memory", size(record["peak_memory"])),
+            ("run", f"{record['recipe']}, {record['dataset']}, seed {record['seed']}, {record['engine']} engine"),
+            ("machine", f"{record['device']}; {versions}"),
+            ("run folder", str(Path(record["checkpoint"]).parent)),
         ]
     )
 

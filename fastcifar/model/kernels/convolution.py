@@ -114,14 +114,14 @@ class WinogradConv2d(nn.Conv2d):
 
     pooled = False
 
-    def possible(self, x: Tensor) -> bool:
+    def supports(self, x: Tensor) -> bool:
         """Whether the kernels can do it: some images in float32 on a CPU, with something to pool."""
         plain = x.dtype == self.weight.dtype == torch.float32 and x.is_cpu and x.ndim == 4 and x.numel() > 0
         return plain and x.size(1) == self.in_channels and (not self.pooled or min(x.shape[2:]) > 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, D, H, W), or what pooling makes of it."""
-        if not self.possible(x):
+        if not self.supports(x):
             plain = super().forward(x)
             return F.max_pool2d(plain, 2) if self.pooled else plain
         y: Tensor = Convolution.apply(x, self.weight, self.pooled)
@@ -129,21 +129,17 @@ class WinogradConv2d(nn.Conv2d):
 
 
 def install(network: nn.Module) -> None:
-    """Have the convolutions of a network that these kernels can do use them, in place; their weights stay as they are.
-
-    Raises MachineError where the kernels cannot be compiled.
-    """
-    library("convolution")
+    """Have the 3x3 convolutions of a network, and the pooling behind them, use these kernels, in place."""
     for module in network.modules():
-        if type(module) is nn.Conv2d and suits(module):
+        if type(module) is nn.Conv2d and is_supported(module):
             module.__class__ = WinogradConv2d
     for module in network.modules():
-        if type(module) is ConvGroup and isinstance(module.conv1, WinogradConv2d) and plain_pool(module.pool):
+        if type(module) is ConvGroup and isinstance(module.conv1, WinogradConv2d) and is_plain_pool(module.pool):
             module.conv1.pooled = True
             module.pool.__class__ = Fused  # type: ignore[assignment]
 
 
-def plain_pool(layer: nn.Module) -> bool:
+def is_plain_pool(layer: nn.Module) -> bool:
     """Whether this is the maximum of 2x2 squares and nothing else."""
     if type(layer) is not nn.MaxPool2d:
         return False
@@ -151,7 +147,7 @@ def plain_pool(layer: nn.Module) -> bool:
     return how == (2, 2, 0, 1, False, False)
 
 
-def suits(layer: nn.Conv2d) -> bool:
+def is_supported(layer: nn.Conv2d) -> bool:
     """Whether a convolution is 3x3 with padding 1 and nothing else, on whole vectors of channels."""
     plain = layer.stride == layer.dilation == (1, 1) and layer.groups == 1 and layer.bias is None
     padded = layer.padding in ("same", (1, 1)) and layer.padding_mode == "zeros"

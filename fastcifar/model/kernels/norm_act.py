@@ -177,23 +177,19 @@ class NormAct(BatchNorm):
 
 
 def install(network: nn.Module) -> None:
-    """Have a network's activations, and the norms in front of them, use these kernels, in place.
-
-    Raises MachineError where the kernels cannot be compiled.
-    """
-    library("norm_act")
+    """Have a network's activations, and the norms in front of them, use these kernels, in place."""
     for group in [module for module in network.modules() if type(module) in (ConvGroup, Projection)]:
         assert isinstance(group, (ConvGroup, Projection))
         for norm, act in group.pairs():
-            if type(norm) is BatchNorm and not norm.ghost and exact(act):
+            if type(norm) is BatchNorm and not norm.ghost and is_supported(act):
                 norm.__class__ = NormAct
                 norm.act = type(act)  # type: ignore[assignment]
                 act.__class__ = Fused
     for module in network.modules():
-        if type(module) is nn.GELU and exact(module):
+        if type(module) is nn.GELU and is_supported(module):
             module.__class__ = FastGelu
 
 
-def exact(act: nn.Module) -> bool:
+def is_supported(act: nn.Module) -> bool:
     """Whether this is an activation that the kernels know, by its definition."""
     return type(act) in KINDS and getattr(act, "approximate", "none") == "none"
