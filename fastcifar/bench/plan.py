@@ -1,4 +1,4 @@
-"""A bench: many runs of several recipes with the same seeds, interleaved, so that drift of the machine affects all alike.
+"""A bench: many runs of several recipes with the same seeds, interleaved, so that drift of the machine affects all.
 
 The pending runs are those that no results file holds yet: a bench that was killed resumes.
 """
@@ -108,7 +108,7 @@ def pending_runs(plan: BenchPlan, done: set[Task], rank: int = 0, ranks: int = 1
     open_seeds = [seed for seed in plan.seeds if any(Task(name, seed) not in done for name in plan.recipes)]
     tasks: list[Task] = []
     for seed in open_seeds[rank::ranks]:
-        names = list(plan.recipes) if seed % 2 == 0 else list(reversed(plan.recipes))
+        names = list(plan.recipes) if seed % 2 == 0 else list(plan.recipes)[::-1]
         tasks += [Task(name, seed) for name in names if Task(name, seed) not in done]
     return tasks
 

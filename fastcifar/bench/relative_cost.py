@@ -52,10 +52,7 @@ def error_slope(pairs: Sequence[Pair], images: int) -> float | None:
 def relative_cost(pairs: Sequence[Pair], slope: float, images: int) -> tuple[float, stats.Interval | None]:
     """A candidate's relative cost, a geometric mean over pairs of base and candidate, and its 95 % interval."""
     logs = stats.estimate(
-        [
-            log_time_ratio(base, run) - slope * (log_error(run, images) - log_error(base, images))
-            for base, run in pairs
-        ]
+        [log_time_ratio(base, run) - slope * (log_error(run, images) - log_error(base, images)) for base, run in pairs]
     )
     cost = math.exp(min(logs.mean, MAX_LOG))
     if logs.ci95 is None:

@@ -180,7 +180,9 @@ def differences(old: Header, new: Header) -> list[str]:
     found += [f"recipe '{name}' is not in it" for name in new.recipes if name not in old.recipes]
     found += [f"recipe '{name}' is missing" for name in old.recipes if name not in new.recipes]
     for name in (name for name in new.recipes if name in old.recipes):
-        found += [f"recipe '{name}' differs in {key}" for key in recipe_differences(old.recipes[name], new.recipes[name])]
+        found += [
+            f"recipe '{name}' differs in {key}" for key in recipe_differences(old.recipes[name], new.recipes[name])
+        ]
     return found
 
 

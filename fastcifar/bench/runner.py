@@ -105,7 +105,9 @@ def run_once(plan: BenchPlan, task: Task, progress: Progress) -> RunRecord:
         progress.status = status
 
     recipe = plan.recipe(task)
-    flops = recipe_flops(recipe, len(plan.dataset.classes), len(plan.dataset.train.images), len(plan.dataset.test.images))
+    flops = recipe_flops(
+        recipe, len(plan.dataset.classes), len(plan.dataset.train.images), len(plan.dataset.test.images)
+    )
     began, siblings = time.monotonic(), here().local_size > 1
     before = processor_times(siblings)
     figures: dict[str, Any] = {}

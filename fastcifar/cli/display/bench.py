@@ -252,7 +252,10 @@ def markdown_summary(report: Report) -> tuple[list[str], list[list[str]]]:
         row = [label(one.name, one.fraction), runs_cell(one), points(one.accuracy), lower_bound(one.accuracy)]
         row.append(spread(one.accuracy, POINT))
         times = [(seconds(each.train_s), str(each.machine or "")) for each in one.times] or [("", "")]
-        rest = [*([flops_figure(one.flops)] if with_flops else []), *([probability(one.p_target)] if report.target else [])]
+        rest = [
+            *([flops_figure(one.flops)] if with_flops else []),
+            *([probability(one.p_target)] if report.target else []),
+        ]
         rows.append([*row, *times[0], *rest])
         rows += [[""] * len(row) + [*each] + [""] * len(rest) for each in times[1:]]
     return headings, rows
@@ -326,7 +329,9 @@ def remark(search: Search, runs: list[RunRecord]) -> str:
         return f"No candidate can be judged {where}: {base.name} learned nothing from longer runs; give it more epochs."
     low, high = best.cost_ci95 or (0.0, math.inf)
     interval = f" ({low:.3f} to {high:.3f})" if best.cost_ci95 else ""
-    cost = f"{best.name} takes {best.cost:.3f}{interval} of the time that {base.name} takes to the same accuracy, {where}"
+    cost = (
+        f"{best.name} takes {best.cost:.3f}{interval} of the time that {base.name} takes to the same accuracy, {where}"
+    )
     if low > 1:
         return f"No candidate beats {base.name}: the best, {cost}."
     return f"{cost}; confirm it with other seeds." if high < 1 else f"{cost}: no difference shown."
