@@ -28,7 +28,7 @@ def test_the_recipes_of_the_design_are_there() -> None:
 
 def test_overrides_apply_in_order() -> None:
     found = load_recipe(
-        "air94", ["training.epochs=4", "network.widths=[32, 64, 64]", "data.flip=random", "training.epochs=2.5"]
+        "air94", "training.epochs=4", "network.widths=[32, 64, 64]", "data.flip=random", "training.epochs=2.5"
     )
     assert (found.training.epochs, found.network.widths, found.data.flip) == (2.5, (32, 64, 64), "random")
     assert found.optimizer == load_recipe("air94").optimizer

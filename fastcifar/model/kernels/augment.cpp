@@ -1,5 +1,5 @@
-// Training images on a CPU in one pass: gathered, moved, mirrored, normalised, jittered, cut out and made smaller, each
-// while it is in the nearest cache.
+// Training images on a CPU in one pass: gathered, moved, mirrored, normalised,
+// jittered, cut out and made smaller, each while it is in the nearest cache.
 
 namespace {
 
@@ -12,13 +12,14 @@ inline int reflect(int position) {  // at the outermost pixel, which is not repe
 
 }  // namespace
 
-// out (count, side, side, 3) from the rows `index` of images (N, 3, 32, 32). A pixel becomes
-// (pixel * scale + offset + brightness) * contrast; what may happen to an image is null where it does not. `weights`
-// (32, 32) makes of a line of 32 pixels one of `side`, zeros behind it; null where side is 32.
+// out (count, side, side, 3) from the rows `index` of images (N, 3, 32, 32). A
+// pixel becomes (pixel * scale + offset + brightness) * contrast; what may
+// happen to an image is null where it does not. `weights` (32, 32) makes of a
+// line of 32 pixels one of `side`, zeros behind it; null where side is 32.
 extern "C" void augment(const uint8_t* images, const int64_t* index, const uint8_t* flip, const int64_t* shift,
-                       const int64_t* box, const float* brightness, const float* contrast, const float* scale,
-                       const float* offset, const float* weights, float* out, int count, int cutout, int side,
-                       int threads) {
+                        const int64_t* box, const float* brightness, const float* contrast, const float* scale,
+                        const float* offset, const float* weights, float* out, int count, int cutout, int side,
+                        int threads) {
 #pragma omp parallel for num_threads(threads)
   for (int i = 0; i < count; i++) {
     const uint8_t* image = images + (size_t)index[i] * PLANES * SIDE * SIDE;

@@ -1,16 +1,17 @@
 // 3x3 convolutions with padding 1 in float32 on a CPU, forward and backward, after Winograd.
 //
-// F(4x4, 3x3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016): a tile of 4x4 outputs comes
-// from 6x6 inputs by Y = A^T [(G w G^T) * (B^T d B)] A, with 36 multiplications where the definition takes 144. Over many
-// tiles and channels the product in the middle is 36 matrix products. The gradients are the adjoints of the same maps.
+// F(4x4, 3x3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016): a tile of 4x4 outputs
+// comes from 6x6 inputs by Y = A^T [(G w G^T) * (B^T d B)] A, with 36 multiplications where the definition takes 144.
+// Over many tiles and channels the product in the middle is 36 matrix products. The gradients are the adjoints of the
+// same maps.
 //
-// Images lie as (N, H, W, C); filters as (3, 3, K, N), K the channels that are summed over. Channels are multiples of 8.
-// Transformed data lie in panels of one vector of channels, (36, C / LANES, T, LANES) for T tiles, so that every inner
-// loop runs over whole vectors; where the last of them is half empty, it holds zeros. A thread takes a block of images
-// through all of its stages, while the block is in its caches.
+// Images lie as (N, H, W, C); filters as (3, 3, K, N), K the channels that are summed over. Channels are multiples
+// of 8. Transformed data lie in panels of one vector of channels, (36, C / LANES, T, LANES) for T tiles, so that every
+// inner loop runs over whole vectors; where the last of them is half empty, it holds zeros. A thread takes a block of
+// images through all of its stages, while the block is in its caches.
 //
-// A convolution can end in the 2x2 maximum pooling behind it: the outputs, four times as many as their maxima, then never
-// pass through memory, nor do their gradients; which of the four was the maximum is kept in a byte.
+// A convolution can end in the 2x2 maximum pooling behind it: the outputs, four times as many as their maxima, then
+// never pass through memory, nor do their gradients; which of the four was the maximum is kept in a byte.
 
 namespace {
 
@@ -24,8 +25,8 @@ constexpr int POINTS = 36, TILES = 96;
 
 constexpr int padded(int channels) { return (channels + LANES - 1) / LANES * LANES; }
 
-// How images are cut into tiles, and how many images a thread takes at once. Of an odd line that pooling drops nothing is
-// computed.
+// How images are cut into tiles, and how many images a thread takes at once. Of an odd line that pooling drops nothing
+// is computed.
 struct Shape {
   int images, height, width;
   bool pooled;
@@ -57,7 +58,10 @@ inline void input(const Vec* d, int s, Vec* o, int t) {  // B^T: 6 to 6
   const Vec d0 = d[0], d1 = d[s], d2 = d[2 * s], d3 = d[3 * s], d4 = d[4 * s], d5 = d[5 * s];
   const Vec a = d4 - 4.f * d2, b = d3 - 4.f * d1, c = d4 - d2, e = 2.f * (d3 - d1);
   o[0] = 4.f * d0 - 5.f * d2 + d4;
-  o[t] = a + b, o[2 * t] = a - b, o[3 * t] = c + e, o[4 * t] = c - e;
+  o[t] = a + b;
+  o[2 * t] = a - b;
+  o[3 * t] = c + e;
+  o[4 * t] = c - e;
   o[5 * t] = 4.f * d1 - 5.f * d3 + d5;
 }
 
@@ -75,19 +79,32 @@ inline void input_adjoint(const Vec* d, int s, Vec* o, int t) {  // B: 6 to 6
 inline void output(const Vec* d, int s, Vec* o, int t) {  // A^T: 6 to 4
   const Vec d0 = d[0], d1 = d[s], d2 = d[2 * s], d3 = d[3 * s], d4 = d[4 * s], d5 = d[5 * s];
   const Vec p = d1 + d2, q = d1 - d2, r = d3 + d4, u = d3 - d4;
-  o[0] = d0 + p + r, o[t] = q + 2.f * u, o[2 * t] = p + 4.f * r, o[3 * t] = q + 8.f * u + d5;
+  o[0] = d0 + p + r;
+  o[t] = q + 2.f * u;
+  o[2 * t] = p + 4.f * r;
+  o[3 * t] = q + 8.f * u + d5;
 }
 
 inline void output_adjoint(const Vec* d, int s, Vec* o, int t) {  // A: 4 to 6
   const Vec d0 = d[0], d1 = d[s], d2 = d[2 * s], d3 = d[3 * s];
   const Vec e = d0 + d2, f = d1 + d3, g = d0 + 4.f * d2, h = 2.f * d1 + 8.f * d3;
-  o[0] = d0, o[t] = e + f, o[2 * t] = e - f, o[3 * t] = g + h, o[4 * t] = g - h, o[5 * t] = d3;
+  o[0] = d0;
+  o[t] = e + f;
+  o[2 * t] = e - f;
+  o[3 * t] = g + h;
+  o[4 * t] = g - h;
+  o[5 * t] = d3;
 }
 
 inline void filter(const Vec* w, int s, Vec* o, int t) {  // G: 3 to 6
   const Vec w0 = w[0], w1 = w[s], w2 = w[2 * s];
   const Vec p = (w0 + w2) * (1.f / 6), q = w1 * (1.f / 6), r = w0 * (1.f / 24) + w2 * (1.f / 6), u = w1 * (1.f / 12);
-  o[0] = w0 * .25f, o[t] = -p - q, o[2 * t] = q - p, o[3 * t] = r + u, o[4 * t] = r - u, o[5 * t] = w2;
+  o[0] = w0 * .25f;
+  o[t] = -p - q;
+  o[2 * t] = q - p;
+  o[3 * t] = r + u;
+  o[4 * t] = r - u;
+  o[5 * t] = w2;
 }
 
 inline void filter_adjoint(const Vec* d, int s, Vec* o, int t) {  // G^T: 6 to 3
@@ -222,8 +239,8 @@ void take_gradient(const Shape& shape, const float* image, int C, int y, int x, 
 }
 
 // The same from the gradient of the maxima, each of which goes to the output that it was.
-void take_maxima_gradient(const Shape& shape, const float* image, const uint8_t* chosen, int C, int y, int x, float* panels,
-                          int t) {
+void take_maxima_gradient(const Shape& shape, const float* image, const uint8_t* chosen, int C, int y, int x,
+                          float* panels, int t) {
   const int height = shape.height / 2, width = shape.width / 2;
   for (int c = 0; c < C; c += LANES) {
     Vec d[16] = {};
@@ -233,8 +250,10 @@ void take_maxima_gradient(const Shape& shape, const float* image, const uint8_t*
         const Vec gradient = load<Vec>(image + from, c + LANES <= C);
         const Bits which = __builtin_convertvector(load<Bytes>(chosen + from, c + LANES <= C), Bits);
         Vec* v = d + 8 * (row % 2) + 2 * (column % 2);
-        v[0] = which == 0 ? gradient : Vec{}, v[1] = which == 1 ? gradient : Vec{};
-        v[4] = which == 2 ? gradient : Vec{}, v[5] = which == 3 ? gradient : Vec{};
+        v[0] = which == 0 ? gradient : Vec{};
+        v[1] = which == 1 ? gradient : Vec{};
+        v[4] = which == 2 ? gradient : Vec{};
+        v[5] = which == 3 ? gradient : Vec{};
       }
     }
     put_gradient(d, panels + (size_t)c * shape.rows + (size_t)t * LANES, stride(shape.rows, padded(C)));
@@ -292,8 +311,7 @@ template <int W> void accumulate(const float* A, const float* B, float* C, int u
 
 void accumulate(const float* A, const float* B, float* C, int used, int T, int K, int N) {
   int n = 0;
-  for (; n + 2 * LANES <= N; n += 2 * LANES)
-    accumulate<2>(A, B + (size_t)n * T, C + (size_t)n * K, used, T, K);
+  for (; n + 2 * LANES <= N; n += 2 * LANES) accumulate<2>(A, B + (size_t)n * T, C + (size_t)n * K, used, T, K);
   if (n < N) accumulate<1>(A, B + (size_t)n * T, C + (size_t)n * K, used, T, K);
 }
 
@@ -356,8 +374,8 @@ template <class Work> void each_tile(const Shape& shape, int first, int last, Wo
       for (int x = 0; x < shape.across; x++) work(t++, (size_t)image, y, x);
 }
 
-// Zeros in the rows of panels of C channels that not every block fills: what happened to lie there could be numbers so small that
-// the processor takes a hundred times as long for them.
+// Zeros in the rows of panels of C channels that not every block fills: what happened to lie there could be numbers so
+// small that the processor takes a hundred times as long for them.
 void clear_rest(const Shape& shape, float* panels, int C) {
   const int last = shape.images % shape.block, used = (last ? last : shape.block) * shape.tiles();
   for (int p = 0; p < POINTS; p++)
@@ -380,7 +398,8 @@ template <class Work> void each_block(const Shape& shape, int threads, Work work
 }  // namespace
 
 // y (n, h, w, out) = x (n, h, w, in) convolved with filters (3, 3, in, out); with `chosen`, not null, y and it are the
-// maxima of 2x2 squares (n, h / 2, w / 2, out) and which of the four they were. There are images, and with pooling at least 2x2 pixels. Returns 1 where memory does not suffice.
+// maxima of 2x2 squares (n, h / 2, w / 2, out) and which of the four they were. There are images, and with pooling at
+// least 2x2 pixels. Returns 1 where memory does not suffice.
 extern "C" int convolve(const float* x, const float* filters, float* y, uint8_t* chosen, int n, int h, int w, int in,
                         int out, int threads) {
   const Shape shape(n, h, w, chosen != nullptr, threads);
@@ -404,14 +423,16 @@ extern "C" int convolve(const float* x, const float* filters, float* y, uint8_t*
       });
     });
   }
-  std::free(U), std::free(all), std::free(zeros);
+  std::free(U);
+  std::free(all);
+  std::free(zeros);
   return !enough;
 }
 
 // From dy, laid out like the y of `convolve`, and its `chosen`: the gradients dx (n, h, w, in), by filters laid out
 // (3, 3, out, in), and df (3, 3, in, out); either may be null. Returns 1 where memory does not suffice.
-extern "C" int convolve_backward(const float* x, const float* filters, const float* dy, const uint8_t* chosen, float* dx,
-                                 float* df, int n, int h, int w, int in, int out, int threads) {
+extern "C" int convolve_backward(const float* x, const float* filters, const float* dy, const uint8_t* chosen,
+                                 float* dx, float* df, int n, int h, int w, int in, int out, int threads) {
   const Shape shape(n, h, w, chosen != nullptr, threads);
   const int T = shape.rows, I = padded(in), O = padded(out);
   const size_t V_point = stride(T, I), Y_point = stride(T, O), U_point = stride(O, I), D_point = stride(I, O);
@@ -445,6 +466,9 @@ extern "C" int convolve_backward(const float* x, const float* filters, const flo
     });
     if (df) put_filters(D, threads, df, in, out);
   }
-  std::free(U), std::free(D), std::free(all), std::free(zeros);
+  std::free(U);
+  std::free(D);
+  std::free(all);
+  std::free(zeros);
   return !enough;
 }

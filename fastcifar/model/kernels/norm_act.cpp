@@ -1,5 +1,6 @@
 // What stands between convolutions in float32 on a CPU: batch normalisation with the activation behind it, and
-// activations alone, each pass over the memory once where it can. Images lie as (N, H, W, C), channels in multiples of 8.
+// activations alone, each pass over the memory once where it can. Images lie as (N, H, W, C), channels in multiples
+// of 8.
 
 namespace {
 
@@ -26,7 +27,8 @@ struct Normal {
 inline Normal normal(Vec x) {  // Abramowitz and Stegun, "Handbook of Mathematical Functions", 7.1.26
   const Vec z = x < 0.f ? -x : x, power = -.5f * x * x, least = Vec{} - 80.f;
   const Vec e = exponential(power < least ? least : power), t = 1.f / (1.f + .3275911f * SQRT_HALF * z);
-  const Vec series = t * (.254829592f + t * (-.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+  const Vec series =
+      t * (.254829592f + t * (-.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
   const Vec tail = .5f * series * e;
   return {e, x < 0.f ? tail : 1.f - tail};
 }
@@ -89,7 +91,8 @@ template <class Terms> bool sum_pixels(long pixels, int channels, double* sums, 
         Vec one = {}, other = {};
         for (long pixel = block; pixel < end; pixel++) {
           const Pair found = terms(pixel, c, whole);
-          one += found.first, other += found.second;
+          one += found.first;
+          other += found.second;
         }
         for (int lane = 0; lane < (whole ? LANES : LANES / 2); lane++) {
           part[c + lane] += one[lane];
@@ -124,7 +127,8 @@ bool measure(const float* x, float* mean, float* variance, long pixels, int chan
 }
 
 template <class Act>
-void transform(const float* x, const float* scale, const float* shift, float* y, long pixels, int channels, int threads) {
+void transform(const float* x, const float* scale, const float* shift, float* y, long pixels, int channels,
+               int threads) {
 #pragma omp parallel for num_threads(threads)
   for (long pixel = 0; pixel < pixels; pixel++) {
     for (int c = 0; c < channels; c += LANES) {
@@ -142,7 +146,8 @@ bool transform_backward(const float* x, const float* scale, const float* shift, 
   float* means = static_cast<float*>(std::malloc((size_t)2 * channels * sizeof(float)));
   // The gradient of the normalised pixels, and what these were.
   const auto inner = [&](long pixel, int c, bool whole) {
-    const Vec v = load<Vec>(x + pixel * channels + c, whole) * load<Vec>(scale + c, whole) + load<Vec>(shift + c, whole);
+    const Vec v =
+        load<Vec>(x + pixel * channels + c, whole) * load<Vec>(scale + c, whole) + load<Vec>(shift + c, whole);
     return Pair{load<Vec>(dy + pixel * channels + c, whole) * Act::both(v).second, v - load<Vec>(bias + c, whole)};
   };
   const bool enough = sums && means && sum_pixels(pixels, channels, sums, threads, [&](long pixel, int c, bool whole) {
@@ -157,12 +162,14 @@ bool transform_backward(const float* x, const float* scale, const float* shift, 
       for (int c = 0; c < channels; c += LANES) {
         const bool whole = c + LANES <= channels;
         const Pair found = inner(pixel, c, whole);
-        const Vec left = found.first - load<Vec>(means + c, whole) - found.second * load<Vec>(means + channels + c, whole);
+        const Vec left =
+            found.first - load<Vec>(means + c, whole) - found.second * load<Vec>(means + channels + c, whole);
         store(dx + pixel * channels + c, load<Vec>(scale + c, whole) * left, whole);
       }
     }
   }
-  std::free(sums), std::free(means);
+  std::free(sums);
+  std::free(means);
   return enough;
 }
 
@@ -192,7 +199,7 @@ extern "C" int statistics(const float* x, float* mean, float* variance, long pix
 
 // y = the activation of x * scale + shift, which are (channels).
 extern "C" int scale_shift(int kind, const float* x, const float* scale, const float* shift, float* y, long pixels,
-                            int channels, int threads) {
+                           int channels, int threads) {
   with(kind, [&](auto act) { transform<decltype(act)>(x, scale, shift, y, pixels, channels, threads); });
   return 0;
 }

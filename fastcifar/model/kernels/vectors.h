@@ -16,7 +16,11 @@ typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t Bits __attribute__((vector_size(4 * LANES)));
 typedef uint8_t Bytes __attribute__((vector_size(LANES)));
 
-inline Vec load(const float* p) { Vec v; std::memcpy(&v, p, sizeof v); return v; }
+inline Vec load(const float* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
 inline void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
 // The same where only the first half of a vector may be there: channels come in multiples of 8.
