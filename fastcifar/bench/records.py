@@ -144,8 +144,9 @@ class Header:
             # Format 1 does not say whether the images are the published ones; an imported one may not have their name.
             dataset = {"published": dataset["name"] in ("cifar10", "cifar100"), **dataset}
             dataset = {key: dataset[key] for key in ("name", "digest", "published")}
-            texts = (line["version"], line["code"], line["torch"], device)
-            return cls(*map(str, texts), threads, engine, precision, dataset, recipes)
+            return cls(
+                line["version"], line["code"], line["torch"], device, threads, engine, precision, dataset, recipes
+            )
         except (KeyError, TypeError, AttributeError, ValueError):
             raise DataError(f"The first line of {where} is damaged: its runs cannot be used.") from None
 

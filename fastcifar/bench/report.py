@@ -117,7 +117,9 @@ class Report:
     @property
     def machines(self) -> list[Machine]:
         """The machines that times are of."""
-        return list(dict.fromkeys(each.machine for one in self.recipes for each in one.times if each.machine))
+        return list(
+            dict.fromkeys(each.machine for one in self.recipes for each in one.times if each.machine and each.runs)
+        )
 
     def document(self) -> dict[str, Any]:
         """What `--json` holds of it."""

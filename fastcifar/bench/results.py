@@ -7,13 +7,15 @@ by `merge`.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from fastcifar.bench.records import FORMATS, KIND, Header, RunRecord, Task, recipe_differences, run_folder_header
 from fastcifar.errors import DataError, UsageError
@@ -29,7 +31,7 @@ class ResultsFile:
         self.path = path
         self.header = header
         self.runs: list[RunRecord] = []
-        self.file: BinaryIO | None = None
+        self.file: FileIO | None = None
         self.resources = ExitStack()
 
     def __enter__(self) -> Self:
@@ -62,7 +64,7 @@ class ResultsFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             held = lock(self.path.with_name(f".{self.path.name}.lock"), wait=False, advice="give another --out")
             self.resources.enter_context(held)
-            self.file = self.resources.enter_context(open(self.path, "ab"))
+            self.file = self.resources.enter_context(open(self.path, "ab", buffering=0))  # noqa: SIM115
         except Locked:
             raise DataError(
                 f"Results file {self.path} is open in another bench: wait for it, or give another --out."
@@ -85,13 +87,12 @@ class ResultsFile:
     def write(self, line: dict[str, Any]) -> None:
         """Append one line, completely or not at all."""
         assert self.file is not None
-        before = os.fstat(self.file.fileno()).st_size
+        content, before = json.dumps(line).encode() + b"\n", os.fstat(self.file.fileno()).st_size
         try:
-            self.file.write(json.dumps(line).encode() + b"\n")
-            self.file.flush()
+            if self.file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self.file.fileno())
         except OSError as error:
-            self.file = open(os.devnull, "wb")  # noqa: SIM115 - what is left in the old one's buffer cannot be written
             self.truncate(before)
             raise DataError(f"Results file {self.path} cannot be written: {error.strerror}; make room.") from None
 
@@ -179,10 +180,9 @@ def differences(old: Header, new: Header) -> list[str]:
             found.append(f"{key} was {before}, is {now}")
     found += [f"recipe '{name}' is not in it" for name in new.recipes if name not in old.recipes]
     found += [f"recipe '{name}' is missing" for name in old.recipes if name not in new.recipes]
-    for name in (name for name in new.recipes if name in old.recipes):
-        found += [
-            f"recipe '{name}' differs in {key}" for key in recipe_differences(old.recipes[name], new.recipes[name])
-        ]
+    for name, recipe in new.recipes.items():
+        keys = recipe_differences(old.recipes[name], recipe) if name in old.recipes else []
+        found += [f"recipe '{name}' differs in {key}" for key in keys]
     return found
 
 

@@ -105,15 +105,14 @@ def run_once(plan: BenchPlan, task: Task, progress: Progress) -> RunRecord:
         progress.status = status
 
     recipe = plan.recipe(task)
-    flops = recipe_flops(
-        recipe, len(plan.dataset.classes), len(plan.dataset.train.images), len(plan.dataset.test.images)
-    )
+    images = plan.dataset
+    flops = recipe_flops(recipe, len(images.classes), len(images.train.images), len(images.test.images))
     began, siblings = time.monotonic(), here().local_size > 1
     before = processor_times(siblings)
     figures: dict[str, Any] = {}
     try:
         engine = plan.engines[task.name]
-        result = train(recipe, plan.dataset, seed=task.seed, device=plan.device, engine=engine, on_change=watch).result
+        result = train(recipe, images, seed=task.seed, device=plan.device, engine=engine, on_change=watch).result
         figures = {key: getattr(result, key) for key in FIGURES}
     except Diverged:
         pass
@@ -123,7 +122,8 @@ def run_once(plan: BenchPlan, task: Task, progress: Progress) -> RunRecord:
 
 
 def finished(plan: BenchPlan, task: Task, began: float, **figures: Any) -> RunRecord:
-    """The record of a run that ends now and began then (`time.monotonic`); without an accuracy it diverged or failed."""
+    """The record of a run that ends now and began then (`time.monotonic`); without an accuracy it diverged, or failed
+    with an `error`."""
     recipe, header = plan.recipes[task.name], plan.header()
     return RunRecord(
         task.name,
