@@ -14,7 +14,7 @@ from fastcifar.errors import UsageError
 
 ByChoice = Literal["layer", "kernel", "op", "phase"]
 SortChoice = Literal["network", "total", "forward", "backward", "optimizer", "flops", "bytes", "kernels", "roofline"]
-By = Annotated[ByChoice, typer.Option(help="What a row of the table is.")]
+By = Annotated[ByChoice, typer.Option(help="What the rows of the table are.")]
 Sort = Annotated[SortChoice, typer.Option(help="Order of the layers: the network's, or by a column, largest first.")]
 Top = Annotated[int, typer.Option(min=0, help="Show at most N rows.")]
 Depth = Annotated[int | None, typer.Option(min=1, help="Collapse layers deeper than N.")]

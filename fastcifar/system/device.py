@@ -168,7 +168,8 @@ def reset_peak_memory(device: torch.device) -> None:
 
 def is_oom(error: Exception) -> bool:
     """Whether this is one of the ways in which PyTorch runs out of memory."""
-    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of plain RuntimeErrors
+    # Of plain RuntimeErrors; oneDNN's "primitive" is a convolution whose code or buffers found no room.
+    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "could not create a primitive")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in texts)
 
 
