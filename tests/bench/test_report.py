@@ -274,3 +274,16 @@ def test_a_report_loads_no_torch(tmp_path: Path) -> None:
 def test_a_report_in_a_pipe(cli: Cli) -> None:
     done = cli("report", FIXTURES / "format1" / "search.jsonl", COLUMNS="140")
     assert done.code == 0 and "slow at 0.25 against base" in done.out
+
+
+def test_a_profile_is_shown_again(call: Call) -> None:
+    path = FIXTURES / "format1" / "profile.json"
+    done = call("report", path)
+    assert done.code == 0 and "tiny on shapes, 128 images a step" in done.out and "group1" in done.out
+    assert call("report", path, "--json").document == json.loads(path.read_text())
+    kernels = call("report", path, "--by", "kernel", "--top", "2")
+    assert "aten::convolution_backward" in kernels.out and "group1.conv1" in kernels.out
+    folded = call("report", path, "--depth", "1", "--sort", "total")
+    assert "conv1" not in folded.out and folded.out.index("group1") < folded.out.index("group3")
+    several = call("report", path, FIXTURES / "format1" / "run")
+    assert several.code == 3 and "no results file" in several.err

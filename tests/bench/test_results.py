@@ -98,7 +98,7 @@ def test_a_file_in_use_or_on_a_full_disk_is_refused(tmp_path: Path) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
-    assert [each.name for each in tmp_path.iterdir() if each.name != "home"] == [path.name]
+    assert [each.name for each in tmp_path.glob("[!.]*") if each.name != "home"] == [path.name], "but for the lock"
 
 
 # --------------------------------------------------------------------------------------- files of the format before
