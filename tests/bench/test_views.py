@@ -78,4 +78,4 @@ def test_a_search_shows_its_rungs_and_the_time_left(tmp_path: Path) -> None:
     view.update(progress)
     screen = drawn(view.draw())
     assert "at 0.25" in screen and "relative cost" in screen and "90.00" in screen
-    assert "3 runs; a at 0.25, seed 1001; 1 min 30 s to go" in screen
+    assert "3 runs; a at 0.25, seed 1001; 90 s to go" in screen
