@@ -21,6 +21,7 @@ from fastcifar.cli.evaluate import evaluate
 from fastcifar.cli.options import GroupedHelp
 from fastcifar.cli.profile import profile
 from fastcifar.cli.recipes import recipes
+from fastcifar.cli.report import report
 from fastcifar.cli.search import search
 from fastcifar.cli.train import train
 from fastcifar.errors import FastcifarError
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "profile": profile,
     "bench": bench,
     "search": search,
+    "report": report,
 }
 ISSUES = "https://github.com/fastcifar/fastcifar/issues"
 

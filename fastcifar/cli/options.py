@@ -50,8 +50,13 @@ EngineNames = Annotated[
         help="How training steps are executed: eager, compiled, graph or auto; repeatable.",
     ),
 ]
-DEFAULT_RECIPE = "A recipe or a TOML file; by default fast94 on a GPU and quick90 elsewhere."
-RecipeName = Annotated[str | None, typer.Argument(help=DEFAULT_RECIPE, autocompletion=complete_recipe)]
+RecipeName = Annotated[
+    str | None,
+    typer.Argument(
+        help="A recipe or a TOML file; by default fast94 on a GPU and quick90 elsewhere.",
+        autocompletion=complete_recipe,
+    ),
+]
 DatasetName = Annotated[
     str,
     typer.Option(

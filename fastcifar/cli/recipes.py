@@ -40,9 +40,9 @@ def recipes(
 
 def list_recipes() -> list[dict[str, Any]]:
     """The built-in recipes with the results in their evidence; None where there are none. Without torch."""
-    from fastcifar.recipes.parse import evidence_summary, load_recipe, recipe_names
+    from fastcifar.recipes.parse import load_recipe, recipe_names, stored_evidence
 
-    evidence = evidence_summary()
+    evidence = stored_evidence()
     return [
         {
             "name": name,

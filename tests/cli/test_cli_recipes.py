@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import Call
@@ -13,9 +14,10 @@ from fastcifar.recipes import parse
 from fastcifar.recipes.parse import load_recipe, recipe_from_dict, recipe_names
 from fastcifar.training.flops import count_flops
 
-EVIDENCE = {
+EVIDENCE: dict[str, dict[str, Any]] = {
     "air94": {"flops": 1.45e14, "accuracy": 0.9401, "ci95": [0.9399, 0.9403], "runs": 50},
     "tiny": {"flops": 7.05e12, "accuracy": 0.71234, "ci95": None, "runs": 1},
+    "hlb": {"flops": 8.12e14},
 }
 
 
@@ -29,7 +31,7 @@ def evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(parse, "FOLDER", copy)
     monkeypatch.setenv("COLUMNS", "140")  # no line is broken
     summary = copy / "evidence" / "summary.json"
-    summary.write_text(json.dumps({"recipes": EVIDENCE}))
+    summary.write_text(json.dumps(EVIDENCE))
     return summary
 
 
@@ -37,11 +39,11 @@ def test_the_list_shows_results_where_there_are_any(call: Call, evidence: Path) 
     listed = {item["name"]: item for item in call("recipes", "--json").document}
     assert list(listed) == recipe_names()
     for name, item in listed.items():
-        known = EVIDENCE.get(name, dict.fromkeys(("flops", "accuracy", "ci95", "runs")))
-        assert item == {"name": name, "summary": load_recipe(name).summary, **known}
+        nothing = dict.fromkeys(("flops", "accuracy", "ci95", "runs"))
+        assert item == {"name": name, "summary": load_recipe(name).summary, **nothing, **EVIDENCE.get(name, {})}
     lines = [line.strip() for line in call("recipes").out.splitlines()]
     assert "94.01 % (95 % interval 93.99 to 94.03) in 50 runs, 1.45e+14 FLOPs" in lines
-    assert "71.23 % in 1 run, 7.05e+12 FLOPs" in lines
+    assert "71.23 % in 1 run, 7.05e+12 FLOPs" in lines and "8.12e+14 FLOPs" in lines
     assert len(lines) == len(listed) + len(EVIDENCE)
 
 

@@ -46,6 +46,11 @@ def test_recipes() -> None:
     assert complete("fastcifar recipes hlb-") == ["hlb-3x3", "hlb-first", "hlb-nose"]
 
 
+@pytest.mark.parametrize("command", ["profile hlb --vs", "bench tiny", "search"])
+def test_recipes_of_other_commands(command: str) -> None:
+    assert complete(f"fastcifar {command} air") == ["air94"]
+
+
 def test_datasets(home: Path) -> None:
     (home / "pets.pt").write_bytes(b"")
     (home / ".pets.pt.1.tmp").write_bytes(b"")
@@ -54,9 +59,9 @@ def test_datasets(home: Path) -> None:
 
 
 def test_keys_of_a_recipe() -> None:
-    assert complete("fastcifar train tiny --set training.") == [
-        f"training.{key}=" for key in ("epochs", "batch_size", "label_smoothing", "precision")
-    ]
+    keys = [f"training.{key}=" for key in ("epochs", "batch_size", "label_smoothing", "precision")]
+    for command in ("train tiny", "profile", "bench tiny", "search", "recipes tiny"):
+        assert complete(f"fastcifar {command} --set training.") == keys
 
 
 def test_a_home_that_cannot_be_made(tmp_path: Path) -> None:
