@@ -1,4 +1,4 @@
-"""The laboratory in Python, code of one's own in a recipe, and the README's own examples, run as they stand there."""
+"""The public Python API, user-supplied code in a recipe, and the examples that README links to, run as they are."""
 
 from __future__ import annotations
 
@@ -18,52 +18,45 @@ import fastcifar
 from fastcifar.errors import UsageError
 from fastcifar.training.step import summed_loss
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+EXAMPLES = Path(__file__).parent / "examples"
 QUICK = ("network.widths=[8, 8, 8]", "training.epochs=0.2", "evaluation.views=none")
 
 
-def blocks(kind: str, holding: str) -> list[str]:
-    """The README's code blocks of a kind that hold these words."""
-    return [block for block in re.findall(rf"```{kind}\n(.*?)```", README, re.S) if holding in block]
-
-
-def run_shell(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def run_example(name: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """An example that README links to, run in an empty folder."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    command = ["bash", "-c", script]
+    program = sys.executable if name.endswith(".py") else "bash"
+    command = [program, str(EXAMPLES / name), *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
 
 
-def test_the_readmes_sweep(tmp_path: Path) -> None:
+def test_sweep(tmp_path: Path) -> None:
     if shutil.which("jq") is None:
         pytest.skip("jq is not installed")
-    (script,) = blocks("sh", "for lr in")
-    done = run_shell(script, tmp_path)
+    done = run_example("sweep.sh", tmp_path)
     rows = [[float(cell) for cell in line.split("\t")] for line in done.stdout.splitlines()]
     assert {row[0] for row in rows} == {0.03, 0.1, 0.3}, done.stderr
     assert [row[1] for row in rows] == sorted(row[1] for row in rows)
 
 
-def test_the_readmes_guard(tmp_path: Path) -> None:
-    (script,) = blocks("sh", "case $? in")
-    reached = run_shell(script.replace("--target 12", "--target 2"), tmp_path)
+def test_nightly_guard(tmp_path: Path) -> None:
+    reached = run_example("nightly.sh", tmp_path, "tiny", "2")
     assert reached.stdout.strip() == "as good as ever", reached.stderr
-    missed = run_shell(script.replace("--target 12", "--target 99.9"), tmp_path)  # goes on with the same file
+    missed = run_example("nightly.sh", tmp_path, "tiny", "99.9")  # resumes the same file
     assert missed.stdout.startswith("accuracy fell") and "train time" in missed.stdout
-    broken = run_shell(script.replace("tiny", "tyni"), tmp_path)
+    broken = run_example("nightly.sh", tmp_path, "tyni")
     assert broken.stdout.strip() == "could not be measured"
 
 
-def test_the_readmes_two_processes(tmp_path: Path) -> None:
-    (script,) = blocks("sh", "two.rank")
-    done = run_shell(script, tmp_path)
+def test_bench_in_two_processes(tmp_path: Path) -> None:
+    done = run_example("torchrun.sh", tmp_path)
     assert "| tiny | 4 |" in done.stdout and "| narrow | 4 |" in done.stdout, done.stderr
 
 
-def test_the_readmes_experiment(tmp_path: Path) -> None:
-    (script,) = blocks("python", "hardest")
-    assert len(script.strip().splitlines()) < 25
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=400)
+def test_experiment_in_python(tmp_path: Path) -> None:
+    assert len((EXAMPLES / "hardest.py").read_text(encoding="utf-8").strip().splitlines()) < 25
+    done = run_example("hardest.py", tmp_path)
     found = re.findall(r"(\w+) 60 %: ([\d.]+) %", done.stdout)
     assert [name for name, _ in found] == ["hardest", "random"], done.stderr
     assert all(float(accuracy) > 15 for _, accuracy in found)

@@ -19,6 +19,7 @@ from fastcifar.cli.download import download
 from fastcifar.cli.evaluate import evaluate
 from fastcifar.cli.profile import profile
 from fastcifar.cli.recipes import recipes
+from fastcifar.cli.report import report
 from fastcifar.cli.search import search
 from fastcifar.cli.train import train
 from fastcifar.errors import FastcifarError
@@ -99,3 +100,4 @@ app.command(name="eval")(evaluate)
 app.command()(profile)
 app.command()(bench)
 app.command()(search)
+app.command()(report)

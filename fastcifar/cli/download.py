@@ -3,75 +3,87 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastcifar.cli.options import AsJson, Quiet, document
 from fastcifar.errors import UsageError
 
+if TYPE_CHECKING:
+    from fastcifar.cli.display.screen import Screen
+    from fastcifar.data.dataset import Dataset
+
 
 def download(
     dataset: Annotated[str, typer.Option(help="cifar10 or cifar100.")] = "cifar10",
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="PATH", help="Import an archive, a batch folder or an image folder instead."),
+        typer.Option("--from", metavar="PATH", help="Import an archive, its extracted folder or an image folder."),
     ] = None,
-    url: Annotated[str | None, typer.Option(help="A mirror of the archive; the checksum still decides.")] = None,
-    name: Annotated[str | None, typer.Option(help="With --from: keep a dataset of your own under this name.")] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove the dataset and free its space.")] = False,
+    url: Annotated[str | None, typer.Option(help="Download from a mirror; the checksum is verified.")] = None,
+    name: Annotated[str | None, typer.Option(help="With --from: name of a dataset of your own.")] = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Delete the dataset from disk.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Get a dataset: over the network, or from files you have.
+    """Download a dataset, or import one from files.
 
     Example: fastcifar download --from ~/data/cifar-10-python.tar.gz
     """
-    from fastcifar.cli.display.screen import Screen, facts
+    from fastcifar.cli.display.screen import Screen
     from fastcifar.cli.display.training import ProgressView
-    from fastcifar.data.store import dataset_path, download_dataset, import_dataset, remove_dataset, verify_dataset
+    from fastcifar.data.store import dataset_path, download_dataset, import_dataset, verify_dataset
 
-    screen = Screen(as_json, quiet)
     if url is not None and source is not None:
         raise UsageError("--url and --from exclude each other: a dataset comes from one place.")
+    screen = Screen(as_json, quiet)
     if remove:
-        gone = remove_dataset(name or dataset)
-        screen.result(
-            "\n".join(f"Removed {path}." for path in gone) or f"There is nothing of '{name or dataset}' to remove.",
-            {**document("download"), "dataset": name or dataset, "removed": [str(path) for path in gone]},
-        )
+        show_removal(name or dataset, screen)
         return
     with ProgressView(screen) as view:
         if source is not None:
-            found = import_dataset(source, dataset, name, view.update)
+            result = import_dataset(source, dataset, name, view.update)
         elif dataset_path(dataset).exists() and url is None:
-            found = verify_dataset(dataset, view.update)
-            screen.note(f"{dataset} is here already; its content was hashed again and is right.")
+            result = verify_dataset(dataset, view.update)
+            screen.note(f"{dataset} is on this machine already; its content was verified.")
         else:
-            found = download_dataset(dataset, url, view.update)
-    if not found.published:
-        screen.note(f"'{found.name}' is not a published dataset: results on it compare with nobody else's.")
-    images = len(found.train.images) + len(found.test.images)
-    path = str(dataset_path(found.name))
-    screen.result(
-        facts(
-            [
-                ("dataset", f"{found.name}: {len(found.classes)} classes"),
-                ("images", f"{len(found.train.images):,} train, {len(found.test.images):,} test"),
-                (
-                    "content",
-                    f"{'the published dataset' if found.published else 'your own'}, SHA-256 {found.digest[:16]}…",
-                ),
-                ("kept in", path),
-            ]
-        ),
-        {
-            **document("download"),
-            "dataset": found.name,
-            "path": path,
-            "images": images,
-            "classes": list(found.classes),
-            "source": found.source,
-            "verified": found.published,
-        },
-    )
+            result = download_dataset(dataset, url, view.update)
+    show_dataset(result, screen)
+
+
+def show_removal(name: str, screen: Screen) -> None:
+    """Remove a dataset and say which files were deleted."""
+    from fastcifar.data.store import remove_dataset
+
+    removed = [str(path) for path in remove_dataset(name)]
+    text = "\n".join(f"Removed {path}." for path in removed) or f"There is nothing of '{name}' to remove."
+    screen.result(text, {**document("download"), "dataset": name, "removed": removed})
+
+
+def show_dataset(dataset: Dataset, screen: Screen) -> None:
+    """Say what a dataset holds and where it is kept."""
+    from fastcifar.cli.display.screen import facts
+    from fastcifar.data.store import dataset_path
+
+    if not dataset.published:
+        screen.note(f"'{dataset.name}' is not a published dataset: its results cannot be compared with others'.")
+    path = str(dataset_path(dataset.name))
+    train, test = len(dataset.train.images), len(dataset.test.images)
+    content = "the published dataset" if dataset.published else "your own"
+    rows = [
+        ("dataset", f"{dataset.name}: {len(dataset.classes)} classes"),
+        ("images", f"{train:,} train, {test:,} test"),
+        ("content", f"{content}, SHA-256 {dataset.digest[:16]}…"),
+        ("path", path),
+    ]
+    result: dict[str, Any] = {
+        **document("download"),
+        "dataset": dataset.name,
+        "path": path,
+        "images": train + test,
+        "classes": list(dataset.classes),
+        "source": dataset.source,
+        "verified": dataset.published,
+    }
+    screen.result(facts(rows), result)

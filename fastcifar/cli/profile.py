@@ -3,41 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
-from fastcifar.cli.options import DEFAULT_RECIPE, AsJson, Device, EngineNames, Quiet, Threads, document
+from fastcifar.cli.options import DEFAULT_RECIPE, AsJson, Device, EngineNames, Quiet, Threads, document, open_session
 from fastcifar.errors import UsageError
+
+ByChoice = Literal["layer", "kernel", "op", "phase"]
+SortChoice = Literal["network", "total", "forward", "backward", "optimizer", "flops", "bytes", "kernels", "roofline"]
+By = Annotated[ByChoice, typer.Option(help="What the rows of the table are.")]
+Sort = Annotated[SortChoice, typer.Option(help="Order of the layers: the network's, or by a column, largest first.")]
+Top = Annotated[int, typer.Option(min=0, help="Show at most N rows.")]
+Depth = Annotated[int | None, typer.Option(min=1, help="Collapse layers deeper than N.")]
 
 
 def profile(
     recipe: Annotated[str | None, typer.Argument(help=DEFAULT_RECIPE)] = None,
     versus: Annotated[
-        str | None, typer.Option("--vs", metavar="RECIPE", help="Compare with another, by turns.")
+        str | None, typer.Option("--vs", metavar="RECIPE", help="Compare with another recipe, interleaved.")
     ] = None,
-    checkpoint: Annotated[Path | None, typer.Option(help="The network of a checkpoint, with its weights.")] = None,
-    by: Annotated[str, typer.Option(help="layer, kernel, op or phase.")] = "layer",
-    sort: Annotated[
-        str, typer.Option(help="network, total, forward, backward, optimizer, flops, bytes, kernels or roofline.")
-    ] = "network",
-    top: Annotated[int, typer.Option(min=0, help="So many rows.")] = 0,
-    depth: Annotated[int | None, typer.Option(min=1, help="Fold what is deeper in the tree of layers.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Profile the network of a checkpoint.")] = None,
+    by: By = "layer",
+    sort: Sort = "network",
+    top: Top = 0,
+    depth: Depth = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Images a step; on a CPU at most 128 by default.")] = None,
-    steps: Annotated[int | None, typer.Option(min=2, max=1000, help="Recorded steps; 10 on a GPU, else 5.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=2, max=1000, help="Recorded steps; by default 10 on a GPU, else 5.")
+    ] = None,
     whole_run: Annotated[
-        bool, typer.Option("--whole-run", help="The mean step of a run: every kind of step as often as a run has it.")
+        bool,
+        typer.Option("--whole-run", help="Mean step of a run: every kind of step, weighted by how often it occurs."),
     ] = False,
-    trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a step for Perfetto.")] = None,
-    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a picture of the step.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="The images; cifar10 where it is here, else shapes.")] = None,
+    trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a step as a trace for Perfetto.")] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an icicle plot of the step.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Dataset; by default cifar10 where it is on this machine, else shapes.")
+    ] = None,
     device: Device = None,
     threads: Threads = None,
     engine: EngineNames = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="[a:|b:]SECTION.KEY=VALUE", help="Change a value; with --vs, of one side."),
+        typer.Option(
+            "--set",
+            metavar="[a:|b:]SECTION.KEY=VALUE",
+            help="Override one value of the recipe, with --vs of side a or b; repeatable.",
+        ),
     ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -46,42 +61,41 @@ def profile(
 
     Example: fastcifar profile hlb --vs hlb --set b:network.whiten.kernel=3
     """
-    from fastcifar.cli.display.profile import check, comparison_report, report
+    if versus is not None and (trace is not None or svg is not None or checkpoint is not None):
+        raise UsageError("--vs compares two recipes: it cannot be combined with --trace, --svg or --checkpoint.")
+    if checkpoint is not None and (recipe is not None or settings):
+        raise UsageError("--checkpoint brings its recipe along: it takes no other recipe and no --set.")
+    from fastcifar.cli.display.profile import report_from_document
     from fastcifar.cli.display.screen import Screen
     from fastcifar.cli.display.svg import icicle
-    from fastcifar.system import files
-    from fastcifar.system.device import busy_warning, device_name, pick_device, prepare_device
+    from fastcifar.system.files import check_writable, write_text
 
-    screen = Screen(as_json, quiet)
-    check(by, sort)
-    if versus is not None and (trace is not None or svg is not None or checkpoint is not None):
-        raise UsageError("--vs shows tables of two recipes: it goes with none of --trace, --svg and --checkpoint.")
     for path in (trace, svg):
         if path is not None:
-            files.check_writable(path)
-    from fastcifar.profiling.plan import Study
-    from fastcifar.profiling.result import comparison
+            check_writable(path)
+    from fastcifar.profiling.plan import SIDES, plan_checkpoint, plan_recipes
+    from fastcifar.profiling.result import compare, summarize
+    from fastcifar.training.engine import bind_engines
 
-    place = pick_device(device)
-    prepare_device(place, threads)
-    asked = Study(recipe, versus, checkpoint, settings or [], dataset, place, batch, engine or [])
-    if busy := busy_warning(place):
-        screen.warn(busy)
-    screen.note(asked.introduction())
-    profiles = asked.measure(steps, whole_run)
-    where = device_name(place)
-    common = {**document("profile", where), "dataset": asked.dataset.name}
-    shared = (where, asked.dataset.name, screen.console.width)
-    first = profiles[0]
-    if versus is not None:
-        second, found = profiles[1], comparison(*profiles)
-        sides = {"a": first.document(), "b": second.document(), "comparison": dataclasses.asdict(found)}
-        screen.result(comparison_report(first, second, found, *shared, top), {**common, **sides})
-        return
+    screen = Screen(as_json, quiet)
+    session = open_session(screen, device, threads)
+    names = [recipe] if versus is None else [recipe, versus]
+    engines = list(session.engines(bind_engines(engine or (), SIDES[: len(names)], "eager")).values())
+    if checkpoint is not None:
+        plan = plan_checkpoint(checkpoint, dataset, session.device, engines[0], batch)
+    else:
+        plan = plan_recipes(names, settings or (), dataset, session.device, engines, batch)
+    screen.note(plan.introduction())
+    recordings = plan.measure(steps, whole_run)
+    profiles = [summarize(recording) for recording in recordings]
+    result: dict[str, Any] = {**document("profile", session.device_name), "dataset": plan.dataset.name}
+    if versus is None:
+        result |= profiles[0].document()
+    else:
+        sides = {side: each.document() for side, each in zip(SIDES, profiles, strict=True)}
+        result |= {**sides, "comparison": dataclasses.asdict(compare(*profiles))}
     if trace is not None:
-        import json
-
-        files.write_text(trace, json.dumps({"traceEvents": first.events}))
+        write_text(trace, json.dumps({"traceEvents": recordings[0].annotated_events()}))
     if svg is not None:
-        files.write_text(svg, icicle(first, where))
-    screen.result(report(first, *shared, by, sort, depth, top), {**common, **first.document()})
+        write_text(svg, icicle(result))
+    screen.result(report_from_document(result, screen.console.width, by, sort, depth, top), result)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from fastcifar.data.dataset import Dataset, Split, build_dataset
+from fastcifar.data.dataset import Dataset, Split
+from fastcifar.recipes.schema import SIDE
 
 CLASSES = ("bars", "cross", "diamond", "disc", "frame", "plus", "ring", "square", "stripes", "triangle")
 TRAIN, TEST = 10_000, 2_000
-SIDE = 32
 CHUNK = 1000  # images drawn at once
 
 
@@ -40,7 +40,7 @@ def make_shapes(seed: int = 0) -> Dataset:
     """10,000 training and 2,000 test images, each class as often as another, in random order."""
     bits = Bits(seed)
     train, test = draw(bits, TRAIN), draw(bits, TEST)
-    return build_dataset("shapes", CLASSES, train, test, source=f"drawn from seed {seed}")
+    return Dataset.build("shapes", CLASSES, train, test, source=f"drawn from seed {seed}")
 
 
 def draw(bits: Bits, count: int) -> Split:

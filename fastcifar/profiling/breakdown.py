@@ -1,31 +1,38 @@
-"""The work of recorded steps, added up by phase and by layer."""
+"""The kernels of recorded steps, summed by phase, layer, operator and kernel."""
 
 from __future__ import annotations
 
+import statistics
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
-from fastcifar.profiling.attribution import LOSS, Work
+from fastcifar.profiling.attribution import LOSS, KernelTime
 from fastcifar.training.annotations import PHASES, ROOT
+
+ItemKey = tuple[str | None, str | None, str, str]  # phase, layer, operator, kernel
 
 
 @dataclass(frozen=True)
 class Item:
-    """A kernel's time in one phase and layer of a mean step; `phase` is None where it is not known whose work it is."""
+    """One kernel in one phase, layer and operator: the mean time of a step, milliseconds, its standard deviation over
+    the recorded steps, and how often it runs in a step. `phase` is None where it is unattributed."""
 
     phase: str | None
     layer: str | None
-    op: str
     kernel: str
+    op: str
     ms: float
-    launches: float
+    std: float
+    count: float
 
 
 @dataclass(frozen=True)
-class Grouped:
-    """All items of one kernel or operator: its time, its launches, and the layers it serves, largest first."""
+class GroupTime:
+    """All items of one kernel or operator: milliseconds and executions a step, and the layers it serves, largest
+    first."""
 
     name: str
     ms: float
@@ -34,101 +41,125 @@ class Grouped:
     layers: dict[str, float]
 
 
-class Rows:
-    """The rows of the table of layers: every module without children, and of the others what they do themselves."""
+@dataclass(frozen=True)
+class LayerIndex:
+    """The layers of a network as the tables list them, in its order: every module without children, and of a
+    container what it does itself, as `<name>.self`."""
 
-    def __init__(self, network: nn.Module) -> None:
-        self.names: dict[str, str] = {LOSS: LOSS}  # module: row
-        self.kinds: dict[str, str] = {}
-        self.parameters: dict[str, int] = defaultdict(int)  # how many numbers, trained or not
-        self.updated: dict[str, tuple[str, int]] = {}  # trained parameter: its row, how many numbers
-        for name, module in network.named_modules():
-            row = (name or ROOT) + (".self" if next(module.children(), None) is not None else "")
-            self.names[name or ROOT] = row
-            self.kinds[row] = type(module).__name__
-        for name, parameter in network.named_parameters():
-            row = self.names[name.rpartition(".")[0] or ROOT]
-            self.parameters[row] += parameter.numel()
-            if parameter.requires_grad:
-                self.updated[name] = (row, parameter.numel())
-        self.kinds[LOSS] = "loss"
+    names: dict[str, str]  # of a module, or the loss: the layer's name
+    kinds: dict[str, str]  # of a layer: the name of its class
+    parameters: dict[str, int]  # of a layer: how many numbers, trained or not
+    trained: dict[str, tuple[str, int]]  # of a trained parameter: its layer, how many numbers
 
-    def shares(self, parameters: tuple[str, ...]) -> dict[str, float]:
-        """How an update of these parameters (all, where none is named) is shared among the rows: by size."""
+    def update_shares(self, parameters: tuple[str, ...]) -> dict[str, float]:
+        """How an update of these parameters (empty: of all) is shared among the layers: by size."""
         sizes: dict[str, int] = defaultdict(int)
-        for row, count in [self.updated[name] for name in parameters or self.updated if name in self.updated]:
-            sizes[row] += count
+        for name in parameters or self.trained:
+            if name in self.trained:
+                layer, count = self.trained[name]
+                sizes[layer] += count
         whole = sum(sizes.values())
-        return {row: size / whole for row, size in sizes.items()} if whole else {}
+        return {layer: size / whole for layer, size in sizes.items()} if whole else {}
 
-
-@dataclass
-class Breakdown:
-    """The work of all recorded steps, by phase, row, operator and kernel."""
-
-    rows: Rows
-    works: list[list[Work]]
-    items: list[Item] = field(default_factory=list)
-    shared: set[str] = field(default_factory=set)  # rows whose update shares a kernel with others
-
-    def __post_init__(self) -> None:
-        sums: dict[tuple[str | None, str | None, str, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
-        self.by_row: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(self.works))  # ms in each step
-        for i, works in enumerate(self.works):
-            for work in works:
-                for phase_name, row, part in self.owners(work):
-                    entry = sums[phase_name, row, work.context.op or work.kernel, work.kernel]
-                    entry[0] += part * work.time / 1000 / len(self.works)
-                    entry[1] += part * work.count / len(self.works)
-                    if row is not None:
-                        self.by_row[row][i] += part * work.time / 1000 if phase_name != "loss" else 0.0
-        self.items = [Item(*key, ms=ms, launches=launches) for key, (ms, launches) in sums.items()]
-
-    def owners(self, work: Work) -> list[tuple[str | None, str | None, float]]:
-        """The phase, row and share of each owner of a piece of work; all None where nobody is known."""
-        context = work.context
-        if context.phase == "optimizer":
-            shares = self.rows.shares(context.parameters)
-            if len(shares) > 1:
-                self.shared.update(shares)
-            return [("optimizer", row, part) for row, part in shares.items()] or [("optimizer", None, 1.0)]
-        row = self.rows.names.get(context.layer or "")
-        if context.phase in ("forward", "backward") and row is None:
+    def shares(self, kernel: KernelTime) -> list[tuple[str | None, str | None, float]]:
+        """The phases and layers that a kernel serves, each with its share; phase None where it is unattributed."""
+        phase, layer = kernel.scope.phase, self.names.get(kernel.scope.layer or "")
+        if phase == "optimizer":
+            updates = self.update_shares(kernel.scope.parameters)
+            return [(phase, name, share) for name, share in updates.items()] or [(phase, None, 1.0)]
+        if phase in ("forward", "backward") and layer is None:
             return [(None, None, 1.0)]
-        return [(context.phase, row, 1.0)]
-
-    def names(self) -> list[str]:
-        """The rows in the network's order; a container's own only where it works itself."""
-        return [
-            name
-            for name in self.rows.kinds
-            if not name.endswith(".self") or name in self.by_row or self.rows.parameters[name]
-        ]
-
-    def ms(self, name: str, phase_name: str) -> float:
-        return sum(item.ms for item in self.items if item.layer == name and item.phase == phase_name)
-
-    def launches(self, name: str) -> int:
-        """Kernels of a row in forward and backward."""
-        passes = [item for item in self.items if item.layer == name and item.phase in ("forward", "backward")]
-        return round(sum(item.launches for item in passes))
-
-    def totals(self, name: str) -> list[float]:
-        """Milliseconds of a row in each recorded step."""
-        return self.by_row.get(name, [0.0] * len(self.works))
+        return [(phase, layer, 1.0)]
 
 
-def grouped(items: list[Item], by: str) -> list[Grouped]:
+@dataclass(frozen=True)
+class Breakdown:
+    """The mean of all recorded steps by item, and the time of every layer in each of them, in milliseconds.
+
+    `layer_times_ms` holds forward, backward and update of every layer of the network, and the loss.
+    """
+
+    items: list[Item]
+    layer_times_ms: dict[str, list[float]]
+    shared_updates: set[str]  # layers whose update is a share in kernels that update others too
+
+    def ms(self, layer: str, phase: str) -> float:
+        """Milliseconds of a layer in one phase."""
+        return sum(item.ms for item in self.items if item.layer == layer and item.phase == phase)
+
+    def kernels(self, layer: str) -> int:
+        """Kernels of a layer in forward and backward."""
+        return round(sum(i.count for i in self.items if i.layer == layer and i.phase in ("forward", "backward")))
+
+
+def index_layers(network: nn.Module) -> LayerIndex:
+    """The layers of a network, and the loss."""
+    index = LayerIndex({}, {}, defaultdict(int), {})
+    for name, module in network.named_modules():
+        layer = (name or ROOT) + (".self" if next(module.children(), None) is not None else "")
+        index.names[name or ROOT] = layer
+        index.kinds[layer] = type(module).__name__
+    for name, parameter in network.named_parameters():
+        layer = index.names[name.rpartition(".")[0] or ROOT]
+        index.parameters[layer] += parameter.numel()
+        if parameter.requires_grad:
+            index.trained[name] = (layer, parameter.numel())
+    index.names[LOSS] = LOSS
+    index.kinds[LOSS] = "loss"
+    return index
+
+
+def break_down(index: LayerIndex, steps: Sequence[Sequence[KernelTime]]) -> Breakdown:
+    """The sums over the kernels of each recorded step."""
+    times: dict[ItemKey, list[float]] = defaultdict(lambda: [0.0] * len(steps))  # ms in each step
+    counts: dict[ItemKey, float] = defaultdict(float)  # in all steps
+    layer_times: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(steps))
+    shared: set[str] = set()
+    for i, kernels in enumerate(steps):
+        for kernel in kernels:
+            shares = index.shares(kernel)
+            for phase, layer, share in shares:
+                key = (phase, layer, kernel.kernel, kernel.scope.op or kernel.kernel)
+                ms = share * kernel.time / 1000
+                times[key][i] += ms
+                counts[key] += share * kernel.count
+                if layer is not None and phase != "loss":
+                    layer_times[layer][i] += ms
+            if len(shares) > 1:
+                shared.update(layer for _, layer, _ in shares if layer is not None)
+    items = [
+        Item(*key, ms=statistics.fmean(each), std=std(each), count=counts[key] / len(steps))
+        for key, each in times.items()
+    ]
+    return Breakdown(items, {name: layer_times[name] for name in shown_layers(index, items)}, shared)
+
+
+def shown_layers(index: LayerIndex, items: Sequence[Item]) -> Iterator[str]:
+    """The layers in the network's order; a container's own work only where there is some, or parameters."""
+    at_work = {item.layer for item in items}
+    for name in index.kinds:
+        if not name.endswith(".self") or name in at_work or index.parameters.get(name):
+            yield name
+
+
+def group_times(items: Sequence[Item], by: str) -> list[GroupTime]:
     """The items summed by `kernel` or `op`, largest first."""
     groups: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         groups[getattr(item, by)].append(item)
-    found = []
-    for name, members in groups.items():
-        layers: dict[str, float] = defaultdict(float)
-        for item in members:
-            layers[item.layer or item.phase or "unattributed"] += item.ms
-        ordered = dict(sorted(layers.items(), key=lambda pair: -pair[1]))
-        phases = [each for each in PHASES if any(item.phase == each for item in members)]
-        found.append(Grouped(name, sum(i.ms for i in members), sum(i.launches for i in members), phases, ordered))
-    return sorted(found, key=lambda group: -group.ms)
+    return sorted((group_time(name, members) for name, members in groups.items()), key=lambda group: -group.ms)
+
+
+def group_time(name: str, members: Sequence[Item]) -> GroupTime:
+    """The sums over the items of one kernel or operator."""
+    layers: dict[str, float] = defaultdict(float)
+    for item in members:
+        layers[item.layer or item.phase or "unattributed"] += item.ms
+    ordered = dict(sorted(layers.items(), key=lambda pair: -pair[1]))
+    phases = [phase for phase in PHASES if any(item.phase == phase for item in members)]
+    return GroupTime(name, sum(i.ms for i in members), sum(i.count for i in members), phases, ordered)
+
+
+def std(values: Sequence[float]) -> float:
+    """The standard deviation of a sample; zero for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0

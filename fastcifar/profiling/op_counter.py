@@ -1,4 +1,4 @@
-"""What one step asks of a machine, layer by layer: floating-point operations, bytes that must move, shapes.
+"""Operator costs of one step, by phase and layer: floating-point operations and bytes that must move.
 
 Counted, not measured: a step runs once under a mode that sees every operator PyTorch dispatches, and the ranges around
 them. FLOPs are those of `torch.utils.flop_counter`, whose formulas are used. Bytes are what must pass through memory if
@@ -18,23 +18,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from fastcifar.model.kernels import convolution as winograd
+from fastcifar.model.kernels.convolution import backward_flops as convolution_backward_flops
+from fastcifar.model.kernels.convolution import flops as convolution_flops
 from fastcifar.profiling.attribution import LOSS
 from fastcifar.training.annotations import LAYER, PHASE
 
-Scope = tuple[str | None, str | None]  # phase and layer
-OVERWRITING = ("copy_", "fill_", "zero_", "_foreach_copy_", "_foreach_zero_")  # in place, but nothing old is read
+OpScope = tuple[str | None, str | None]  # phase and layer
+OVERWRITING = (
+    "copy_",
+    "fill_",
+    "zero_",
+    "_foreach_copy_",
+    "_foreach_zero_",
+)  # in place, but the old content is not read
 FORMULAS = {
     **flop_registry,
-    torch.ops.fastcifar.convolve: winograd.flops,
-    torch.ops.fastcifar.convolve_pool: winograd.flops,
-    torch.ops.fastcifar.convolve_backward: winograd.backward_flops,
+    torch.ops.fastcifar.convolve: convolution_flops,
+    torch.ops.fastcifar.convolve_pool: convolution_flops,
+    torch.ops.fastcifar.convolve_backward: convolution_backward_flops,
 }
 
 
 @dataclass
 class OpCost:
-    """What one layer asks for in one phase; a kernel here is an operator that reads or writes memory."""
+    """The cost of one layer in one phase; a kernel here is an operator that reads or writes memory."""
 
     kernels: int = 0
     flops: int = 0
@@ -45,18 +52,18 @@ class OpCost:
 class Content:
     """What a piece of memory holds since it was last written."""
 
-    writer: Scope | None  # None: it was there before the step
-    readers: set[Scope] = field(default_factory=set)
+    writer: OpScope | None  # None: it was there before the step
+    readers: set[OpScope] = field(default_factory=set)
 
 
 class OpCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts whatever runs inside it; `counts` holds the sums by phase and layer."""
+    """Counts what runs inside its `with` block; `costs` holds the sums by phase and layer."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.counts: dict[Scope, OpCost] = defaultdict(OpCost)
+        self.costs: dict[OpScope, OpCost] = defaultdict(OpCost)
         self.ranges: list[str] = []
-        self.makers: dict[int, str | None] = {}  # sequence number of an autograd node: the layer that made it
+        self.node_layers: dict[int, str | None] = {}  # sequence number of an autograd node: the layer that made it
         self.node_layer: str | None = None
         self.memory: dict[int, Content] = {}  # by the address of a storage
 
@@ -74,15 +81,15 @@ class OpCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.ranges.pop()
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
-        place = self.place()
+        scope = self.scope()
         formula = FORMULAS.get(func._overloadpacket)
         if formula is not None:
-            self.counts[place].flops += formula(*args, **kwargs, out_val=out)
-        self.count_bytes(func, tree_leaves((args, kwargs)), tree_leaves(out), place)
+            self.costs[scope].flops += formula(*args, **kwargs, out_val=out)
+        self.count_bytes(func, tree_leaves((args, kwargs)), tree_leaves(out), scope)
         return out
 
-    def place(self) -> Scope:
-        """Where the operator being dispatched belongs."""
+    def scope(self) -> OpScope:
+        """The phase and layer of the operator being dispatched."""
         phase = next((r.removeprefix(PHASE) for r in reversed(self.ranges) if r.startswith(PHASE)), None)
         layer = next((r.removeprefix(LAYER) for r in reversed(self.ranges) if r.startswith(LAYER)), None)
         if phase in ("loss", "backward"):
@@ -90,15 +97,15 @@ class OpCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         node = torch._C._current_autograd_node()
         if node is None:
             # An operator's own node exists by now, and was the latest made: the first to see its number made it.
-            self.makers.setdefault(torch._C._autograd._get_sequence_nr() - 1, layer)
+            self.node_layers.setdefault(torch._C._autograd._get_sequence_nr() - 1, layer)
         elif phase == "backward" and layer == LOSS:
             if not node.name().endswith("AccumulateGrad"):  # which follows the node whose gradient it takes
-                self.node_layer = self.makers.get(node._sequence_nr())
+                self.node_layer = self.node_layers.get(node._sequence_nr())
             layer = self.node_layer
         return phase, layer
 
-    def count_bytes(self, func: Any, inputs: list[Any], outputs: list[Any], place: Scope) -> None:
-        """Take up what an operator reads and writes; views and bare allocations do neither."""
+    def count_bytes(self, func: Any, inputs: list[Any], outputs: list[Any], scope: OpScope) -> None:
+        """Count what an operator reads and writes; views and bare allocations do neither."""
         inputs = [each for each in inputs if isinstance(each, Tensor)]
         known = {address(each) for each in inputs}
         fresh = [each for each in outputs if isinstance(each, Tensor) and address(each) not in known]
@@ -107,28 +114,28 @@ class OpCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         if func.name().split("::")[1].split(".")[0] not in OVERWRITING:
             for each in inputs:
-                self.read(each, place)
+                self.read(each, scope)
         if in_place:
             arguments = func._schema.arguments
             fresh += [
                 each for each, a in zip(inputs, arguments, strict=False) if a.alias_info and a.alias_info.is_write
             ]
-        self.counts[place].kernels += 1
+        self.costs[scope].kernels += 1
         for each in fresh:
-            self.memory[address(each)] = Content(place)
+            self.memory[address(each)] = Content(scope)
 
-    def read(self, tensor: Tensor, place: Scope) -> None:
+    def read(self, tensor: Tensor, scope: OpScope) -> None:
         """Count a tensor once for each reader that is not its writer, and once for its writer when it has a reader."""
         content = self.memory.setdefault(address(tensor), Content(None))
-        if place == content.writer or place in content.readers:
+        if scope == content.writer or scope in content.readers:
             return
         size = min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
-        self.counts[place].bytes += size
+        self.costs[scope].bytes += size
         if content.writer is not None and not content.readers:
-            self.counts[content.writer].bytes += size
-        content.readers.add(place)
+            self.costs[content.writer].bytes += size
+        content.readers.add(scope)
 
 
 def address(tensor: Tensor) -> int:
-    """What tells one storage from another, as long as it lives."""
+    """A number that identifies a tensor's storage as long as it lives."""
     return int(tensor.untyped_storage()._cdata)

@@ -1,4 +1,4 @@
-"""What a profile holds: figures a layer and a phase, and the comparison of two profiles."""
+"""A profile: figures by layer and by phase, computed from a recording, and the comparison of two profiles."""
 
 from __future__ import annotations
 
@@ -8,17 +8,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastcifar import stats
-from fastcifar.profiling.attribution import Event
-from fastcifar.profiling.breakdown import Item, grouped
+from fastcifar.profiling.breakdown import (
+    Breakdown,
+    GroupTime,
+    Item,
+    LayerIndex,
+    break_down,
+    group_times,
+    index_layers,
+    std,
+)
+from fastcifar.profiling.op_counter import OpCost
+from fastcifar.profiling.recording import Recording
 from fastcifar.profiling.roofline import Roofline
+from fastcifar.training.annotations import PHASES
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What one layer costs in a step, on the average; a container's own work stands as `<name>.self`.
+    """The mean cost of one layer in a step; what a container does itself stands as `<name>.self`.
 
-    Kernels, FLOPs and bytes are those of forward and backward; `share` is of the step, `roofline_share` of what the
-    device can do.
+    Kernels, FLOPs and bytes without a direction are those of forward and backward; `share` is of the step,
+    `roofline_share` the time needed at the device's ceilings over the time taken.
     """
 
     name: str
@@ -34,48 +45,117 @@ class Layer:
     share: float
     kernels: int
     flops: int
+    forward_flops: int
+    backward_flops: int
     bytes: int
-    tflops: float
+    forward_bytes: int
+    backward_bytes: int
+    tflops: float  # TFLOP/s
     gb_per_s: float
-    bound: str
+    bound: str  # arithmetic, memory or launches
     roofline_share: float
 
 
 @dataclass(frozen=True)
 class Profile:
-    """One step taken apart; milliseconds. `phases` and `unattributed_ms` add up to `kernel_ms`, the layers' forward
-    and backward to those phases."""
+    """The mean recorded step by layer and phase; times in milliseconds.
+
+    `phases` and `unattributed_ms` add up to `kernel_ms`, so do `items`; the layers' forward and backward add up to
+    those phases.
+    """
 
     recipe: str
     batch: int
     steps: int
-    kinds: int  # of step, that this is the mean of, weighted by how often a run has them; 1: a step as it is
+    kinds: int  # of step, of which this is the mean, weighted by how often a run has them; 1: a single step
     engine: str
     step_ms: float
     step_std_ms: float
     kernel_ms: float
     idle_ms: float
     unattributed_ms: float
-    recorded_step_ms: float  # with the profiler at work: the difference is its own
+    recorded_step_ms: float  # with the profiler: the difference from step_ms is the profiler's own time
     roofline: Roofline
     phases: dict[str, float]
     layers: list[Layer]
+    kernels: list[GroupTime]
+    ops: list[GroupTime]
     items: list[Item]
-    events: list[Event]  # of the last recorded step, with phase and layer
-    step_times_ms: list[float]
+    step_times_ms: list[float]  # of each recorded step
     layer_times_ms: dict[str, list[float]]  # the total of each layer in each recorded step
 
     def document(self) -> dict[str, Any]:
-        """What `--json` holds, with the sums by kernel and by operator."""
-        left_out = ("items", "events", "step_times_ms", "layer_times_ms")
-        found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in left_out}
-        return {
-            **found,
-            "roofline": dataclasses.asdict(self.roofline),
-            "layers": [dataclasses.asdict(layer) for layer in self.layers],
-            "kernels": [dataclasses.asdict(each) for each in grouped(self.items, "kernel")],
-            "ops": [dataclasses.asdict(each) for each in grouped(self.items, "op")],
-        }
+        """What `--json` holds."""
+        return dataclasses.asdict(self)
+
+
+def summarize(recording: Recording) -> Profile:
+    """The profile of a recording."""
+    target = recording.target
+    index = index_layers(target.network)
+    table = break_down(index, [step.kernels for step in recording.steps])
+    step_times_ms = [1000 * step.seconds for step in recording.steps]
+    kernel_ms = sum(item.ms for item in table.items)
+    step_ms = statistics.fmean(step_times_ms)
+    # Kernels are timed in recorded steps, which are slower: where they take longer than a step, no time is idle.
+    whole_ms = max(step_ms, kernel_ms)
+    return Profile(
+        recipe=target.name,
+        batch=target.batch,
+        steps=len(recording.steps),
+        kinds=recording.kinds,
+        engine=target.engine,
+        step_ms=step_ms,
+        step_std_ms=std(step_times_ms),
+        kernel_ms=kernel_ms,
+        idle_ms=whole_ms - kernel_ms,
+        unattributed_ms=sum(item.ms for item in table.items if item.phase is None),
+        recorded_step_ms=1000 * statistics.fmean(step.recorded_seconds for step in recording.steps),
+        roofline=recording.roofline,
+        phases={phase: sum(item.ms for item in table.items if item.phase == phase) for phase in PHASES},
+        layers=[summarize_layer(name, recording, index, table, whole_ms) for name in table.layer_times_ms],
+        kernels=group_times(table.items, "kernel"),
+        ops=group_times(table.items, "op"),
+        items=table.items,
+        step_times_ms=step_times_ms,
+        layer_times_ms=table.layer_times_ms,
+    )
+
+
+def summarize_layer(name: str, recording: Recording, index: LayerIndex, table: Breakdown, whole_ms: float) -> Layer:
+    """The figures of one layer, in a step of `whole_ms` milliseconds."""
+    module = next(module for module, layer in index.names.items() if layer == name)
+    forward, backward = (recording.costs.get((phase, module), OpCost()) for phase in ("forward", "backward"))
+    flops, size = forward.flops + backward.flops, forward.bytes + backward.bytes
+    forward_ms, backward_ms, optimizer_ms = (table.ms(name, phase) for phase in ("forward", "backward", "optimizer"))
+    passes_ms = forward_ms + backward_ms
+    total_ms = passes_ms + optimizer_ms
+    on_cuda = recording.target.device.type == "cuda"
+    kernels = table.kernels(name) if on_cuda else forward.kernels + backward.kernels
+    return Layer(
+        name=name,
+        kind=index.kinds[name],
+        output=recording.outputs.get(module),
+        parameters=index.parameters.get(name, 0),
+        forward_ms=forward_ms,
+        backward_ms=backward_ms,
+        optimizer_ms=optimizer_ms,
+        optimizer_shared=name in table.shared_updates,
+        total_ms=total_ms,
+        total_std_ms=std(table.layer_times_ms[name]),
+        share=total_ms / whole_ms if whole_ms else 0.0,
+        kernels=kernels,
+        flops=flops,
+        forward_flops=forward.flops,
+        backward_flops=backward.flops,
+        bytes=size,
+        forward_bytes=forward.bytes,
+        backward_bytes=backward.bytes,
+        tflops=flops / passes_ms / 1e9 if passes_ms else 0.0,
+        gb_per_s=size / passes_ms / 1e6 if passes_ms else 0.0,
+        bound=recording.roofline.bound(flops, size, kernels),
+        roofline_share=recording.roofline.share(flops, size, passes_ms),
+    )
 
 
 @dataclass(frozen=True)
@@ -85,42 +165,37 @@ class Difference:
     name: str
     a_ms: float | None
     b_ms: float | None
-    difference_ms: float
+    difference_ms: float  # b minus a
     ci95: list[float] | None
-    ratio: float | None
+    ratio: float | None  # b over a
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two profiles measured by turns: b over a for the whole step, b minus a for each layer."""
+    """Two profiles measured interleaved: b over a for the whole step, b minus a for each layer."""
 
     step_ratio: float
     ci95: list[float] | None
     layers: list[Difference]
 
 
-def spread(values: list[float]) -> float:
-    """The standard deviation; zero for a single value."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def comparison(a: Profile, b: Profile) -> Comparison:
-    """Two profiles of as many steps, measured by turns; step i of one belongs to step i of the other."""
+def compare(a: Profile, b: Profile) -> Comparison:
+    """Two profiles of as many steps, measured interleaved: step i of one is paired with step i of the other."""
     ratio = stats.time_ratio(a.step_times_ms, b.step_times_ms)
-    names = [layer.name for layer in a.layers]
-    names += [layer.name for layer in b.layers if layer.name not in names]
-    return Comparison(ratio.effect, as_list(ratio.ci95), [difference(name, a, b) for name in names])
+    names = dict.fromkeys([*a.layer_times_ms, *b.layer_times_ms])
+    return Comparison(ratio.effect, as_list(ratio.ci95), [compare_layer(name, a, b) for name in names])
 
 
-def difference(name: str, a: Profile, b: Profile) -> Difference:
+def compare_layer(name: str, a: Profile, b: Profile) -> Difference:
     """One layer in both profiles; one that is missing takes no time."""
     times_a, times_b = a.layer_times_ms.get(name), b.layer_times_ms.get(name)
-    nothing = [0.0] * a.steps
-    found = stats.paired_difference(times_a or nothing, times_b or nothing)
+    zeros = [0.0] * a.steps
+    difference = stats.paired_difference(times_a or zeros, times_b or zeros)
     mean_a, mean_b = (statistics.fmean(times) if times else None for times in (times_a, times_b))
     ratio = mean_b / mean_a if mean_a and mean_b is not None else None
-    return Difference(name, mean_a, mean_b, found.effect, as_list(found.ci95), ratio)
+    return Difference(name, mean_a, mean_b, difference.effect, as_list(difference.ci95), ratio)
 
 
 def as_list(interval: tuple[float, float] | None) -> list[float] | None:
+    """An interval as JSON holds it."""
     return None if interval is None else list(interval)

@@ -1,11 +1,10 @@
-"""What is profiled: the trainer's step on a recipe, or a step of every kind that a run has."""
+"""What is profiled: one training step of a recipe, or a step of every kind that a run has."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,90 +13,99 @@ from torch import Tensor, nn
 from fastcifar.data.dataset import Dataset
 from fastcifar.recipes.schema import Recipe
 from fastcifar.training.engine import EAGER, Engine
-from fastcifar.training.step import TrainState
-from fastcifar.training.step import train_step as plain_step
+from fastcifar.training.step import TrainState, train_step
 
 WHITENING_IMAGES = 500  # no time depends on how well the filters whiten
-CPU_BATCH = 128  # images a step on a CPU, where nothing else is asked: the parts keep their proportions
+CPU_BATCH = 128  # images a step on a CPU by default: the layers keep their proportions
 
 
-@dataclass
-class Subject:
-    """A step that can be run again and again, and the network in it."""
+@dataclass(frozen=True)
+class ProfileTarget:
+    """A training step that can be run again and again, and the network in it."""
 
     name: str
     network: nn.Module
     run: Callable[[], None]
-    batch: int
+    batch: int  # images a step
     device: torch.device
-    dtype: torch.dtype
+    dtype: torch.dtype  # of the arithmetic
     engine: str = "eager"
-    plain: Callable[[], None] | None = None  # the same step not captured, where `run` replays a graph
+    run_uncaptured: Callable[[], None] | None = None  # the same step not captured, where `run` replays a CUDA graph
 
 
 def with_batch(recipe: Recipe, batch: int | None, device: torch.device) -> Recipe:
-    """The recipe with that many images a step, or with what suits the device."""
+    """The recipe with that many images a step; None: the recipe's own, on a CPU at most 128."""
     default = recipe.training.batch_size if device.type == "cuda" else min(CPU_BATCH, recipe.training.batch_size)
-    return dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, batch_size=batch or default))
+    return replace(recipe, training=replace(recipe.training, batch_size=batch or default))
 
 
-def subject_of(
+def recipe_target(
     recipe: Recipe,
     dataset: Dataset,
     device: torch.device,
-    weights: dict[str, Tensor] | None = None,
     engine: Engine = EAGER,
-) -> Subject:
-    """The trainer's step on a recipe, always the same kind: the second of the run, with all that is trained then."""
-    training = training_of(recipe, dataset, device, weights)
-    return subject_at(min(1, training.total_steps - 1), training, engine.prepare(training), engine)
+    network_state: dict[str, Tensor] | None = None,
+) -> ProfileTarget:
+    """The step of a recipe's training, always the second of the run, in which all is trained that ever is.
+
+    `network_state` is a checkpoint's state dict; None: the network as it is initialized.
+    """
+    state = new_state(recipe, dataset, device, network_state)
+    return step_target(state, min(1, state.total_steps - 1), engine, engine.prepare(state))
 
 
-def run_of(
+def run_targets(
     recipe: Recipe,
     dataset: Dataset,
     device: torch.device,
-    weights: dict[str, Tensor] | None = None,
     engine: Engine = EAGER,
-) -> list[tuple[Subject, float]]:
-    """A step of every kind that a run has, each with its share of the run's steps."""
-    training = training_of(recipe, dataset, device, weights)
+    network_state: dict[str, Tensor] | None = None,
+) -> list[tuple[ProfileTarget, float]]:
+    """One step of every kind that a run has, each with its share of the run's steps."""
+    state = new_state(recipe, dataset, device, network_state)
     kinds: dict[Any, list[int]] = defaultdict(list)
-    for number in range(training.total_steps):
-        kinds[training.graph_key(number)].append(number)
-    step = engine.prepare(training)
+    for step in range(state.total_steps):
+        kinds[state.graph_key(step)].append(step)
+    run = engine.prepare(state)
     # Not the first step of an epoch, which draws the epoch's random numbers too.
-    chosen = [min(found, key=lambda number: number % training.steps_per_epoch == 0) for found in kinds.values()]
-    shares = [len(found) / training.total_steps for found in kinds.values()]
-    return [(subject_at(at, training, step, engine), share) for at, share in zip(chosen, shares, strict=True)]
+    chosen = [min(steps, key=lambda step: step % state.steps_per_epoch == 0) for steps in kinds.values()]
+    shares = [len(steps) / state.total_steps for steps in kinds.values()]
+    return [(step_target(state, step, engine, run), share) for step, share in zip(chosen, shares, strict=True)]
 
 
-def training_of(
-    recipe: Recipe, dataset: Dataset, device: torch.device, weights: dict[str, Tensor] | None
+def new_state(
+    recipe: Recipe, dataset: Dataset, device: torch.device, network_state: dict[str, Tensor] | None
 ) -> TrainState:
-    """A training to take steps of; its whitening is set from few images."""
-    few = dataclasses.replace(recipe.network.whiten, images=WHITENING_IMAGES)
-    recipe = dataclasses.replace(recipe, network=dataclasses.replace(recipe.network, whiten=few))
-    training = TrainState(recipe, dataset, device, seed=0)
-    if weights is None:
-        training.whiten()
+    """A training state to take steps of; its whitening is computed from few images."""
+    whiten = replace(recipe.network.whiten, images=WHITENING_IMAGES)
+    recipe = replace(recipe, network=replace(recipe.network, whiten=whiten))
+    state = TrainState(recipe, dataset, device, seed=0)
+    if network_state is None:
+        state.whiten()
     else:
-        training.network.load_state_dict(weights)
-    training.network.train()
-    return training
+        state.network.load_state_dict(network_state)
+    state.network.train()
+    return state
 
 
-def subject_at(at: int, training: TrainState, step: Callable[[], None], engine: Engine) -> Subject:
-    """Step `at` of a training, again and again."""
+def step_target(state: TrainState, step: int, engine: Engine, run_engine: Callable[[], None]) -> ProfileTarget:
+    """The step of that number of a training, again and again; the network goes on learning."""
 
     def run() -> None:
-        training.step = at
-        step()
+        state.step = step
+        run_engine()
 
-    def plain() -> None:
-        training.step = at
-        plain_step(training)
+    def run_uncaptured() -> None:
+        state.step = step
+        train_step(state)
 
-    name, size = training.recipe.name, training.batch_size
-    known = plain if engine.name == "graph" else None
-    return Subject(name, training.network, run, size, training.device, training.dtype, engine.name, known)
+    return ProfileTarget(
+        name=state.recipe.name,
+        network=state.network,
+        run=run,
+        batch=state.batch_size,
+        device=state.device,
+        dtype=state.dtype,
+        engine=engine.name,
+        run_uncaptured=run_uncaptured if engine.name == "graph" else None,
+    )

@@ -83,6 +83,42 @@ def recipe_from_dict(tree: Mapping[str, Any], where: str) -> Recipe:
     return recipe
 
 
+# For recipes stored by earlier versions, by dotted keys. A key added since then has its default, unless a value that
+# leaves old results as they were stands here; a key removed since then may have the value here, which changed nothing.
+ADDED: dict[str, Any] = {}
+REMOVED: dict[str, Any] = {}
+
+
+def stored_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe in a tree that `recipe_to_dict` gave once, in this version of the program or an earlier one.
+
+    Raises DataError where it uses a key or value that this version does not have; `where` stands in the message.
+    """
+    if not isinstance(tree, Mapping):
+        raise DataError(f"The recipe in {where} is damaged.")
+    current: dict[str, Any] = {}
+    for key, value in ADDED.items():
+        _merge(current, _nested(key, value))
+    _merge(current, _without_removed(tree, where, ""))
+    try:
+        return recipe_from_dict(current, where)
+    except UsageError as error:
+        raise DataError(f"{error} It was stored by another version of fastcifar, which alone can use it.") from None
+
+
+def _without_removed(tree: Mapping[str, Any], where: str, prefix: str) -> dict[str, Any]:
+    """A copy of the tree without removed keys; raises DataError where one had an effect."""
+    kept: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = prefix + key
+        if name in REMOVED:
+            if value != REMOVED[name]:
+                raise DataError(f"In {where}, '{name}' is {value!r}, which this version of fastcifar no longer has.")
+        else:
+            kept[key] = _without_removed(value, where, f"{name}.") if isinstance(value, Mapping) else value
+    return kept
+
+
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain nested dictionaries, lists and values."""
     return {key: _plain(value) for key, value in dataclasses.asdict(recipe).items()}
@@ -147,8 +183,14 @@ def _parse_override(text: str) -> dict[str, Any]:
         value = tomllib.loads(f"value = {raw.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = raw.strip()
-    tree: dict[str, Any] = {keys[-1]: value}
-    for key in reversed(keys[:-1]):
+    return _nested(path.strip(), value)
+
+
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    """A value by its dotted key, as a tree."""
+    *sections, last = path.split(".")
+    tree: dict[str, Any] = {last: value}
+    for key in reversed(sections):
         tree = {key: tree}
     return tree
 

@@ -13,6 +13,7 @@ LINEAR: Points = ((0.0, 1.0), (1.0, 0.0))
 SIDE = 32  # pixels of an image, in each direction
 SMALLEST_SIDE = 16  # what three groups can still pool
 Activation = Literal["gelu", "silu", "relu", "celu"]
+Views = Literal["none", "flip", "full"]
 
 
 def bounded(default: Any, low: float, high: float = math.inf) -> Any:
@@ -136,7 +137,7 @@ class Ema:
 class Evaluation:
     """Test-time augmentation: one view; two with the mirror image; six with shifts by (-1, -1) and (1, 1)."""
 
-    views: Literal["none", "flip", "full"] = "full"
+    views: Views = "full"
     shifted_weight: float = bounded(0.5, 0, 1)  # together, of the four shifted views
     uncertain: float = bounded(1.0, 0, 1)  # share of the images, least certain first, that get more than one view
     batch_size: int = bounded(2000, 1, 1_000_000)

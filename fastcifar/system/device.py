@@ -8,6 +8,8 @@ import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -99,6 +101,53 @@ def busy_warning(device: torch.device) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class ProcessorTimes:
+    """Processor time since the machine started, in clock ticks summed over all processors."""
+
+    total: float
+    busy: float
+    own: float  # of this process and the children that it waited for
+
+    def other_load(self, earlier: ProcessorTimes) -> float | None:
+        """The share of all processors that others used since `earlier`, a fraction of one; None where time stood
+        still."""
+        total = self.total - earlier.total
+        if total <= 0:
+            return None
+        return min(1.0, max(0.0, (self.busy - earlier.busy - (self.own - earlier.own)) / total))
+
+
+def processor_times(siblings: bool = False) -> ProcessorTimes | None:
+    """How busy the processors were, and with whose work; None where the system does not say (it is Linux that does).
+
+    With `siblings`, the other children of this process's parent count as its own, such as the ranks of one torchrun.
+    """
+    try:
+        with open("/proc/stat", encoding="ascii") as stat:
+            ticks = [int(value) for value in stat.readline().split()[1:9]]  # guests are in user and nice already
+        own = sum(os.times()[:4]) * os.sysconf("SC_CLK_TCK")
+        if siblings:
+            own = max(own, children_ticks(os.getppid()))
+    except (OSError, ValueError, IndexError):
+        return None
+    idle = ticks[3] + ticks[4]
+    return ProcessorTimes(sum(ticks), sum(ticks) - idle, own)
+
+
+def children_ticks(parent: int) -> float:
+    """The processor time of all children of a process, in clock ticks."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(fields[1]) == parent:
+            ticks += sum(map(int, fields[11:15]))
+    return ticks
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes: what PyTorch held on a CUDA device at its peak; elsewhere the largest resident size of the process."""
     if device.type == "cuda":
@@ -119,7 +168,8 @@ def reset_peak_memory(device: torch.device) -> None:
 
 def is_oom(error: Exception) -> bool:
     """Whether this is one of the ways in which PyTorch runs out of memory."""
-    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED")  # of plain RuntimeErrors
+    # Of plain RuntimeErrors; oneDNN's "primitive" is a convolution whose code or buffers found no room.
+    texts = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "could not create a primitive")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in texts)
 
 

@@ -1,26 +1,35 @@
-"""Files written so that a reader sees the old one or the whole new one, and read without running what is in them."""
+"""Atomic writes, locks between processes, tensor files that are read without running code, and FASTCIFAR_HOME.
+
+Torch is imported by the functions that need it: results files are locked without it.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from fastcifar.errors import DataError
 
 FORMAT = 1
+NO_FLOCK = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of file systems without locks
+
+
+class Locked(DataError):
+    """Another process holds the lock."""
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a file beside `path`, then put it in its place; on failure nothing is left of it.
+    """Let `write` fill a temporary file beside `path`, then rename it to `path`; on failure `path` is unchanged.
 
-    Raises DataError where it cannot be written.
+    Raises DataError where the file cannot be written; whatever else `write` raises passes.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -29,38 +38,57 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # PyTorch's writer reports a full disk as a RuntimeError
-        reason = error.strerror if isinstance(error, OSError) else "is the disk full?"
+    except OSError as error:
+        reason = error.strerror or error
         raise DataError(f"{path} cannot be written: {reason}; make room or choose another place.") from None
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text in UTF-8; raises DataError where it cannot be written."""
+    """Write a text in UTF-8, atomically; raises DataError where it cannot be written."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def check_writable(path: Path) -> None:
-    """Raise DataError where a file at `path` could not be written, before the work that would be lost."""
+    """Raise DataError where a file at `path` could not be written: to be called before long work, not after it."""
     if path.exists() and not path.is_file():
         raise DataError(f"{path} cannot be written: it is no regular file; choose another place.")
-    write_atomically(path.with_name(f".{path.name}.trial"), lambda file: file.write(b"trial"))
-    path.with_name(f".{path.name}.trial").unlink()
+    trial = path.with_name(f".{path.name}.trial")
+    write_atomically(trial, lambda file: file.write(b"trial"))
+    trial.unlink()
 
 
 def save_tensors(path: Path, kind: str, tree: dict[str, Any]) -> None:
-    """A tree of tensors and plain values that says what it is; raises DataError where it cannot be written."""
-    write_atomically(path, lambda file: torch.save({"kind": kind, "format": FORMAT, **tree}, file))
+    """Write a tree of tensors and plain values, with its kind and format; raises DataError where it cannot."""
+    write_atomically(path, lambda file: torch_save({"kind": kind, "format": FORMAT, **tree}, file))
+
+
+def torch_save(tree: dict[str, Any], file: BinaryIO) -> None:
+    """`torch.save`, raising what stopped it: an OSError for a full disk, KeyboardInterrupt for Ctrl-C.
+
+    Where writing is cut short by an exception, PyTorch's writer raises a RuntimeError of its own ("unexpected pos") on
+    top of it. Any other RuntimeError is a bug and passes.
+    """
+    import torch
+
+    handled = sys.exception()  # of the caller, who may save because of one
+    try:
+        torch.save(tree, file)
+    except RuntimeError as error:
+        if error.__context__ in (None, handled):
+            raise
+        raise error.__context__ from None
 
 
 def load_tensors(path: Path, kind: str, keys: tuple[str, ...] = (), mmap: bool = False) -> dict[str, Any]:
-    """A tree that `save_tensors` wrote as this kind with these keys, on the CPU; nothing in the file is executed.
+    """Read a tree that `save_tensors` wrote as this kind with these keys, to the CPU; no code in the file is run.
 
-    With `mmap` the tensors stay on disk until they are read. Raises DataError where the file is missing, damaged,
-    something else, or of another version.
+    With `mmap` the tensors stay on disk until they are read. Raises DataError where the file is missing, damaged, of
+    another kind or of another format.
     """
+    import torch
+
     if path.is_dir():
         raise DataError(f"{path} is a folder where a {kind} of fastcifar should be.")
     try:
@@ -81,20 +109,48 @@ def load_tensors(path: Path, kind: str, keys: tuple[str, ...] = (), mmap: bool =
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file at `path`; whoever comes second waits."""
-    with open(path, "wb") as file:
-        try:
-            import fcntl
-        except ImportError:  # Windows: the atomic writes alone keep files whole
-            yield
-            return
-        fcntl.flock(file, fcntl.LOCK_EX)
+def lock(path: Path, wait: bool, advice: str = "choose another place") -> Iterator[None]:
+    """Hold the lock file `path`, which one process (or thread) has at a time; the system frees it of a dead process.
+
+    With `wait`, wait for whoever holds it; else raise Locked. Raises DataError, with the advice at its end, where the
+    lock file cannot be written. The empty file may stay: removing it could let two in.
+    """
+    try:
+        held = acquire_lock(path, timeout=-1 if wait else 0)
+    except Timeout:
+        raise Locked(f"{path} is locked by another process.") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error.strerror or error}; {advice}.") from None
+    try:
         yield
+    finally:
+        held.release()
+
+
+def acquire_lock(path: Path, timeout: float) -> BaseFileLock:
+    """A lock on the file `path`; where the file system has no flock, the existence of `<path>.soft` is the lock.
+
+    Raises filelock's Timeout after so many seconds (negative: never), OSError where no file can be written.
+    """
+    if not path.parent.is_dir():  # filelock would make the folder
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    try:
+        # Filelock's own fallback knows ENOSYS alone, and prints a warning.
+        held: BaseFileLock = FileLock(path, fallback_to_soft=False)
+        held.acquire(timeout)
+    except OSError as error:
+        if error.errno not in NO_FLOCK:
+            raise
+        held = SoftFileLock(path.with_name(f"{path.name}.soft"))
+        held.acquire(timeout)
+    return held
 
 
 def home() -> Path:
-    """The folder of datasets and caches, private to the user: FASTCIFAR_HOME, or one in the user's cache folder."""
+    """The folder of datasets and caches, private to the user: FASTCIFAR_HOME, or one in the user's cache folder.
+
+    Made where it is missing; raises DataError where it cannot be.
+    """
     if chosen := os.environ.get("FASTCIFAR_HOME"):
         folder = Path(chosen).expanduser()
     elif sys.platform == "darwin":
@@ -112,15 +168,6 @@ def home() -> Path:
     return folder
 
 
-@contextmanager
-def home_lock(lock: str) -> Iterator[None]:
-    """One process at a time in here; raises DataError where home cannot be written."""
-    path = home() / lock
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked(path))
-        except OSError as error:
-            raise DataError(
-                f"{path} cannot be written: {error.strerror}; set FASTCIFAR_HOME to a folder of yours."
-            ) from None
-        yield
+def home_lock(name: str) -> AbstractContextManager[None]:
+    """One of the locks in `home()`, waited for; raises DataError where it cannot be written."""
+    return lock(home() / name, wait=True, advice="set FASTCIFAR_HOME to a folder of yours")

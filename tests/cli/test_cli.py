@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Call, Cli, make_folder
-from PIL import Image
 
 from fastcifar.recipes import parse as recipe
 
@@ -105,24 +104,6 @@ def test_a_piped_run_reads_well_and_json_stands_alone(cli: Cli, tmp_path: Path) 
     assert document.document["recipe"] == "tiny" and "operations on" in document.err
     quiet = cli(*TINY, "--quiet", "--out", "third")
     assert quiet.out.splitlines()[0].startswith("accuracy")
-
-
-def test_single_images_of_any_size_and_folders_of_classes(call: Call, trained: Path, tmp_path: Path) -> None:
-    Image.new("L", (100, 60)).save("grey.png")
-    Image.new("RGBA", (7, 9)).save("small.webp")
-    done = call("eval", trained, "grey.png", "small.webp", "--json").document
-    assert [item["file"] for item in done["predictions"]] == ["grey.png", "small.webp"]
-    assert [len(item["classes"]) for item in done["predictions"]] == [5, 5]
-    assert done["accuracy"] is None
-    probabilities = [item["probability"] for item in done["predictions"][0]["classes"]]
-    assert probabilities == sorted(probabilities, reverse=True) and sum(probabilities) <= 1.0001
-    make_folder(Path("some"), ("disc", "ring"), count=2)
-    judged = call("eval", trained, "some/test", "--json", "--per-class").document
-    assert judged["images"] == 4 and set(judged["per_class"]) == {
-        "bars", "cross", "diamond", "disc", "frame", "plus", "ring", "square", "stripes", "triangle",
-    }  # fmt: skip
-    assert "grey.png:" in call("eval", trained, "grey.png").out
-    assert "true class" in call("eval", trained, "some/test", "--confusion").out
 
 
 # ------------------------------------------------------------------------------------------------------ bad input
@@ -292,22 +273,6 @@ def test_a_bad_checkpoint(kind: str, said: str, call: Call, trained: Path) -> No
     done = call("eval", "bad.pt")
     assert done.code == 3 and said in done.err and "Traceback" not in done.err, done.err
     assert not Path("boom").exists()
-
-
-def test_bad_images_for_eval(call: Call, trained: Path) -> None:
-    Path("text.png").write_text("no image")
-    Path("empty").mkdir()
-    (Path("classes") / "dics").mkdir(parents=True)
-    for path, code, said in [
-        ("text.png", 3, "not an image"),
-        ("nowhere.png", 3, "no file nowhere.png"),
-        ("empty", 3, "no image file in empty"),
-        ("classes", 3, "did you mean 'disc'"),
-    ]:
-        done = call("eval", trained, path)
-        assert done.code == code and said in done.err, done.err
-    assert call("eval", trained, "--tta", "ful").err.count("did you mean 'full'") == 1
-    assert call("eval", trained, "text.png", "--dataset", "shapes").code == 2
 
 
 def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:

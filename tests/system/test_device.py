@@ -38,7 +38,7 @@ def test_kept_memory_is_not_fetched_again() -> None:
     code = """if True:
         import resource, sys, torch
         from fastcifar.system import device as machine
-        if sys.argv[1] == "keep": machine.keep_memory()
+        if sys.argv[1] == "keep": machine.tune_allocator()
         for i in range(40):
             if i == 20: before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             x = torch.ones(2**24); del x

@@ -1,328 +1,339 @@
-"""The tables of `profile`: by layer, kernel, operator and phase, and of two profiles side by side.
+"""The tables of `profile`, drawn from its JSON document: by layer, kernel, operator and phase, and of two profiles.
 
-A table has as many columns as the width allows; what does not fit is in `--json`.
+A table has as many columns as the width allows; `--json` holds the rest. Nothing here loads torch, so that `report` can
+show a stored document at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from fastcifar.cli.display.screen import facts
-from fastcifar.errors import UsageError, nearest
-from fastcifar.profiling.breakdown import grouped
-from fastcifar.profiling.result import Comparison, Difference, Layer, Profile
+from fastcifar.cli.display.table import Cells, Column, column_width, fitted_table, render_cells
+
+Record = Mapping[str, Any]  # a part of the document
 
 BAR = 10  # characters of a bar of 100 %
-COLORS = {"arithmetic": "green", "memory": "blue", "launches": "yellow"}
-SORTS = ("network", "total", "forward", "backward", "optimizer", "flops", "bytes", "kernels", "roofline")
-BYS = ("layer", "kernel", "op", "phase")
+GROUPS = 20  # kernels or operators shown by default
+BOUND_COLORS = {"arithmetic": "green", "memory": "blue", "launches": "yellow"}
+SORT_KEYS = {
+    "total": "total_ms",
+    "forward": "forward_ms",
+    "backward": "backward_ms",
+    "optimizer": "optimizer_ms",
+    "flops": "flops",
+    "bytes": "bytes",
+    "kernels": "kernels",
+    "roofline": "roofline_share",
+}
 
 
-def check(by: str, sort: str) -> None:
-    """Raise UsageError for a view or an order that there is not."""
-    if by not in BYS:
-        raise UsageError(f"--by is '{by}'; {nearest(by, BYS)}")
-    if sort not in SORTS:
-        raise UsageError(f"--sort is '{sort}'; {nearest(sort, SORTS)}")
-
-
-@dataclass
-class Row:
-    """One line of the table of layers: a layer, or the sum of those in a container."""
-
-    name: str
-    depth: int
-    layers: list[Layer]
-
-    def sum(self, key: str) -> float:
-        """The sum of one field over the layers; the roofline's share is weighted by time."""
-        if key == "roofline":
-            time = self.sum("forward") + self.sum("backward")
-            return sum(x.roofline_share * (x.forward_ms + x.backward_ms) for x in self.layers) / time if time else 0.0
-        field = key if key in ("flops", "bytes", "kernels", "parameters", "share") else f"{key}_ms"
-        return float(sum(getattr(layer, field) for layer in self.layers))
-
-
-def tree(layers: Iterable[Layer], depth: int | None) -> list[Row]:
-    """The layers under their containers, a container before its members; what is deeper than `depth` is summed."""
-    rows: dict[str, Row] = {}
-    for layer in layers:
-        parts = layer.name.split(".")
-        for level in range(1, len(parts) + 1):
-            if depth is not None and level > depth:
-                break
-            name = ".".join(parts[:level])
-            rows.setdefault(name, Row(name, level - 1, [])).layers.append(layer)
-    return list(rows.values())
-
-
-def rows_of(profile: Profile, sort: str, depth: int | None) -> list[Row]:
-    """The rows in the network's order as a tree, or sorted without their containers, largest first."""
-    rows = tree(profile.layers, depth)
-    if sort == "network":
-        return rows
-    parents = {row.name.rpartition(".")[0] for row in rows}
-    leaves = [Row(row.name, 0, row.layers) for row in rows if row.name not in parents]
-    return sorted(leaves, key=lambda row: -row.sum(sort))
-
-
-@dataclass
-class Column:
-    """One column of a table: the lower its rank, the sooner it is shown."""
-
-    heading: str
-    rank: int
-    cells: list[str | Text]
-    justify: Literal["left", "right"] = "right"
-
-    @property
-    def width(self) -> int:
-        return max(len(self.heading), *(len(cell) for cell in self.cells))
-
-
-def fitted(columns: list[Column], width: int) -> Table:
-    """A table of the columns that fit into the width: those of the lowest ranks, in the order given.
-
-    The first column is always shown; an empty row of cells draws a line.
-    """
-    shown, left = [columns[0]], width - columns[0].width - 3
-    for column in sorted(columns[1:], key=lambda each: each.rank):
-        if column.width + 2 > left:
-            break
-        shown.append(column)
-        left -= column.width + 2
-    shown.sort(key=columns.index)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in shown:
-        table.add_column(column.heading, justify=column.justify, no_wrap=True)
-    for cells in zip(*(column.cells for column in shown), strict=True):
-        if any(len(cell) for cell in cells):
-            table.add_row(*cells)
-        else:
-            table.add_section()
-    return table
-
-
-def layer_columns(rows: list[Row], names: list[str]) -> list[Column]:
-    """All there is to say of the rows: the time, then what explains it."""
-
-    def only(row: Row) -> Layer | None:
-        return row.layers[0] if len(row.layers) == 1 and row.layers[0].name == row.name else None
-
-    def updates(row: Row) -> str:
-        mark = "~" if any(layer.optimizer_shared for layer in row.layers) else ""
-        return mark + ms(row.sum("optimizer")) if row.sum("optimizer") else ""
-
-    def output(row: Row) -> str:
-        layer = only(row)
-        return "×".join(map(str, layer.output[1:])) if layer and layer.output else ""
-
-    def rate(key: str, scale: float) -> Callable[[Row], str]:
-        def cell(row: Row) -> str:
-            time = row.sum("forward") + row.sum("backward")
-            return number(row.sum(key) / time / scale) if time and row.sum(key) else ""
-
-        return cell
-
-    def bound(row: Row) -> Text:
-        layer = only(row)
-        return Text(layer.bound, COLORS[layer.bound]) if layer and layer.total_ms else Text()
-
-    def column(heading: str, rank: int, cell: Callable[[Row], str | Text], left: bool = False) -> Column:
-        return Column(heading, rank, [cell(row) for row in rows], "left" if left else "right")
-
-    def whole(key: str) -> Callable[[Row], str]:
-        return lambda row: f"{row.sum(key):,.0f}" if row.sum(key) else ""
-
-    return [
-        Column("layer", 0, list(names), "left"),
-        column("ms", 0, lambda row: ms(row.sum("total"))),
-        column("±", 7, lambda row: ms(layer.total_std_ms) if (layer := only(row)) else ""),
-        column("forward", 2, lambda row: ms(row.sum("forward"))),
-        column("backward", 3, lambda row: ms(row.sum("backward"))),
-        column("update", 4, updates),
-        column("share", 1, lambda row: f"{100 * row.sum('share'):.1f} %"),
-        column("", 5, lambda row: Text(bar(row.sum("share")), "cyan"), left=True),
-        column("output", 6, output),
-        column("parameters", 15, whole("parameters")),
-        column("kernels", 14, whole("kernels")),
-        column("GFLOP", 10, lambda row: number(row.sum("flops") / 1e9) if row.sum("flops") else ""),
-        column("MB", 11, lambda row: number(row.sum("bytes") / 1e6) if row.sum("bytes") else ""),
-        column("TFLOP/s", 12, rate("flops", 1e9)),
-        column("GB/s", 13, rate("bytes", 1e6)),
-        column("bound by", 8, bound, left=True),
-        column("roofline", 9, lambda row: f"{100 * row.sum('roofline'):.0f} %" if row.sum("roofline") else ""),
-    ]
-
-
-def layer_table(profile: Profile, width: int, sort: str = "network", depth: int | None = None, top: int = 0) -> Table:
-    """What each layer costs; below, what belongs to no layer, so that the column adds up to the step."""
-    rows = rows_of(profile, sort, depth)
-    shown = rows[:top] if top else rows
-    plain = [row.name.rpartition(".")[2] if sort == "network" else row.name for row in shown]
-    columns = layer_columns(shown, ["  " * row.depth + name for row, name in zip(shown, plain, strict=True)])
-
-    def add(name: str, **cells: str | Text) -> None:
-        for column in columns:
-            column.cells.append(name if column.heading == "layer" else cells.get(column.heading or "bar", ""))
-
-    if len(shown) < len(rows):
-        add(f"… {len(rows) - len(shown)} more")
-    add("")
-    whole = profile.kernel_ms + profile.idle_ms
-    others = {
-        "data": profile.phases["data"],
-        "loss, metrics": profile.phases["loss"],
-        "other updates": profile.phases["optimizer"] - sum(layer.optimizer_ms for layer in profile.layers),
-        "unattributed": profile.unattributed_ms,
-        "idle": profile.idle_ms,
-    }
-    for name, value in others.items():
-        if value > 5e-4 or name in ("unattributed", "idle"):
-            add(name, ms=ms(value), share=f"{100 * value / whole:.1f} %", bar=Text(bar(value / whole), "cyan"))
-    add("")
-    forward, backward, update = (ms(profile.phases[name]) for name in ("forward", "backward", "optimizer"))
-    add("step", ms=ms(whole), share="100 %", forward=forward, backward=backward, update=update)
-    return fitted(columns, width)
-
-
-def grouped_table(profile: Profile, by: str, width: int, top: int = 0) -> Table:
-    """The kernels or operators by their time, and the layers that they serve."""
-    whole = profile.kernel_ms + profile.idle_ms
-    groups = grouped(profile.items, by)
-    shown, rest = groups[: top or 20], groups[top or 20 :]
-    columns = [
-        Column(by, 0, [shortened(group.name, max(16, width // 3)) for group in shown], "left"),
-        Column("ms", 0, [ms(group.ms) for group in shown]),
-        Column("share", 1, [f"{100 * group.ms / whole:.1f} %" for group in shown]),
-        Column("calls", 2, [f"{group.kernels:.0f}" for group in shown]),
-    ]
-    if rest:
-        left = sum(group.ms for group in rest)
-        last = (f"… {len(rest)} more", ms(left), f"{100 * left / whole:.1f} %", "")
-        for column, cell in zip(columns, last, strict=True):
-            column.cells.append(cell)
-    room = width - sum(column.width + 2 for column in columns) - 4
-    if room >= 16:
-        serves = [cut(", ".join(f"{name} {ms(value)}" for name, value in g.layers.items()), room) for g in shown]
-        columns.append(Column("serves", 3, [*serves, *([""] if rest else [])], "left"))
-    return fitted(columns, width)
-
-
-def phase_table(profile: Profile, width: int) -> Table:
-    """The phases of the step."""
-    whole = profile.kernel_ms + profile.idle_ms
-    parts = {**profile.phases, "unattributed": profile.unattributed_ms, "idle": profile.idle_ms}
-    bars = [Text(bar(value / whole, max(4, min(40, width - 36))), "cyan") for value in parts.values()]
-    return fitted(
-        [
-            Column("phase", 0, [*parts, "", "step"], "left"),
-            Column("ms", 0, [*map(ms, parts.values()), "", ms(whole)]),
-            Column("share", 1, [*(f"{100 * value / whole:.1f} %" for value in parts.values()), "", "100 %"]),
-            Column("", 2, [*bars, "", ""], "left"),
-        ],
-        width,
-    )
-
-
-def header(profile: Profile, device: str, dataset: str) -> Table:
-    """What was measured, and what the device can do."""
-    ceilings = profile.roofline
-    own = profile.recorded_step_ms - profile.step_ms
-    kinds = f" of each of a run's {profile.kinds} kinds" if profile.kinds > 1 else ""
-    return facts(
-        [
-            ("profile", f"{profile.recipe} on {dataset}, {profile.batch} images a step, {profile.engine} engine"),
-            ("device", device),
-            (
-                "step",
-                f"{ms(profile.step_ms)} ms ± {ms(profile.step_std_ms)} (mean and deviation of {profile.steps}{kinds})",
-            ),
-            ("kernels run", f"{ms(profile.kernel_ms)} ms; {100 * unattributed(profile):.2f} % unattributed"),
-            ("profiler's own", f"{ms(own)} ms a recorded step" if own > 0 else "less than the spread"),
-            (
-                "ceilings",
-                f"matrix product {number(ceilings.tflops)} TFLOP/s, copy {number(ceilings.gb_per_s)} GB/s, "
-                f"empty kernel {1000 * ceilings.launch_ms:.1f} µs",
-            ),
-        ]
-    )
-
-
-def report(
-    profile: Profile,
-    device: str,
-    dataset: str,
+def report_from_document(
+    document: Record,
     width: int,
     by: str = "layer",
     sort: str = "network",
     depth: int | None = None,
     top: int = 0,
 ) -> RenderableType:
-    """All that one profile shows on a screen of that width."""
+    """What a document of `profile`, or of `profile --vs`, shows on a screen of `width` characters.
+
+    `by` is layer, kernel, op or phase; `sort` is network (its order) or a key of `SORT_KEYS`; layers deeper than
+    `depth` in the tree are summed; at most `top` rows are shown (0: no limit, or 20 kernels or operators).
+    """
+    if "comparison" in document:
+        return comparison_report(document, width, top)
+    parts: list[RenderableType] = [header(document)]
     if by == "layer":
-        table = layer_table(profile, width, sort, depth, top)
-        shared = any(layer.optimizer_shared for layer in profile.layers) and width >= 72
-        legend = "~ a share, by size, of kernels that update several layers" if shared else ""
+        parts.append(layer_table(document, width, sort, depth, top))
+        if width >= 72 and any(layer["optimizer_shared"] for layer in document["layers"]):
+            parts.append(Text("~ a share, by size, of kernels that update several layers", "dim"))
+    elif by == "phase":
+        parts.append(phase_table(document, width))
     else:
-        table = phase_table(profile, width) if by == "phase" else grouped_table(profile, by, width, top)
-        legend = ""
-    return Group(header(profile, device, dataset), table, *([Text(legend, "dim")] if legend else []))
+        parts.append(group_table(document, by, width, top))
+    return Group(*parts)
 
 
-def comparison_report(
-    a: Profile, b: Profile, found: Comparison, device: str, dataset: str, width: int, top: int = 0
-) -> RenderableType:
-    """Two profiles side by side: b minus a and b over a for each layer and the whole."""
-    layers = sorted(found.layers, key=lambda item: -abs(item.difference_ms)) if top else found.layers
-    shown = layers[: top or None]
+def header(document: Record) -> Table:
+    """What was measured, and the ceilings of the device."""
+    step, recorded, kernel = document["step_ms"], document["recorded_step_ms"], document["kernel_ms"]
+    kinds, roofline = document["kinds"], document["roofline"]
+    steps = f"{document['steps']} steps" + (f" of each of {kinds} kinds; the mean step of a run" if kinds > 1 else "")
+    unattributed = document["unattributed_ms"] / kernel if kernel else 0.0
+    return facts(
+        [
+            (
+                "profile",
+                f"{document['recipe']} on {document['dataset']}, {document['batch']} images a step, "
+                f"{document['engine']} engine",
+            ),
+            ("device", document["device"]),
+            ("step", f"{ms(step)} ms ± {ms(document['step_std_ms'])} (mean ± standard deviation of {steps})"),
+            ("kernel time", f"{ms(kernel)} ms; {percent(unattributed, 2)} unattributed"),
+            ("overhead", f"{ms(recorded - step)} ms a recorded step" if recorded > step else "less than the deviation"),
+            (
+                "ceilings",
+                f"matrix product {number(roofline['tflops'])} TFLOP/s, copy {number(roofline['gb_per_s'])} GB/s, "
+                f"empty kernel {1000 * roofline['launch_ms']:.1f} µs",
+            ),
+        ]
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- layers
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One line of the table of layers: a layer, or the sum of those in a container."""
+
+    name: str
+    label: str
+    layers: list[Record]
+
+    def sum(self, key: str) -> float:
+        """The sum of one field over the layers."""
+        return float(sum(layer[key] for layer in self.layers))
+
+    @property
+    def passes_ms(self) -> float:
+        """Milliseconds of forward and backward."""
+        return self.sum("forward_ms") + self.sum("backward_ms")
+
+    @property
+    def roofline_share(self) -> float:
+        """The mean over the layers, weighted by the time of forward and backward."""
+        weighted = (x["roofline_share"] * (x["forward_ms"] + x["backward_ms"]) for x in self.layers)
+        return sum(weighted) / self.passes_ms if self.passes_ms else 0.0
+
+    @property
+    def layer(self) -> Record | None:
+        """The layer, where this is not the sum of several."""
+        return self.layers[0] if len(self.layers) == 1 and self.layers[0]["name"] == self.name else None
+
+
+def layer_rows(layers: Iterable[Record], sort: str, depth: int | None) -> list[LayerRow]:
+    """The rows as a tree in the network's order, or sorted without their containers, largest first."""
+    rows = layer_tree(layers, depth)
+    if sort == "network":
+        return rows
+    parents = {row.name.rpartition(".")[0] for row in rows}
+    leaves = [LayerRow(row.name, row.name, row.layers) for row in rows if row.name not in parents]
+    key = SORT_KEYS[sort]
+    return sorted(leaves, key=lambda row: -(row.roofline_share if key == "roofline_share" else row.sum(key)))
+
+
+def layer_tree(layers: Iterable[Record], depth: int | None) -> list[LayerRow]:
+    """The layers under their containers, a container before its members; layers deeper than `depth` are summed."""
+    rows: dict[str, LayerRow] = {}
+    for layer in layers:
+        parts = layer["name"].split(".")
+        for level, part in enumerate(parts[:depth]):
+            name = ".".join(parts[: level + 1])
+            rows.setdefault(name, LayerRow(name, "  " * level + part, [])).layers.append(layer)
+    return list(rows.values())
+
+
+def update_cell(row: LayerRow) -> str:
+    """Milliseconds of the update, marked where they are a share of a kernel."""
+    mark = "~" if any(layer["optimizer_shared"] for layer in row.layers) else ""
+    return mark + ms(row.sum("optimizer_ms")) if row.sum("optimizer_ms") else ""
+
+
+def output_cell(row: LayerRow) -> str:
+    """The shape of a layer's output, without the batch."""
+    return "×".join(map(str, row.layer["output"][1:])) if row.layer and row.layer["output"] else ""
+
+
+def bound_cell(row: LayerRow) -> Text:
+    """The ceiling that bounds a layer."""
+    bound = row.layer["bound"] if row.layer and row.layer["total_ms"] else ""
+    return Text(bound, BOUND_COLORS.get(bound, ""))
+
+
+def nonzero(value: float, render: Callable[[float], str]) -> str:
+    """A figure, or an empty cell for zero."""
+    return render(value) if value else ""
+
+
+def rate_cell(row: LayerRow, key: str, scale: float) -> str:
+    """Something per time of forward and backward."""
+    return nonzero(row.sum(key) / row.passes_ms / scale, number) if row.passes_ms else ""
+
+
+LAYER_COLUMNS = (
+    Column("layer", "layer", 0, lambda row: row.label, "left"),
+    Column("ms", "ms", 0, lambda row: ms(row.sum("total_ms"))),
+    Column("std", "±", 7, lambda row: ms(row.layer["total_std_ms"]) if row.layer else ""),
+    Column("forward", "forward", 2, lambda row: ms(row.sum("forward_ms"))),
+    Column("backward", "backward", 3, lambda row: ms(row.sum("backward_ms"))),
+    Column("update", "update", 4, update_cell),
+    Column("share", "share", 1, lambda row: percent(row.sum("share"))),
+    Column("bar", "", 5, lambda row: Text(bar(row.sum("share")), "cyan"), "left"),
+    Column("output", "output", 6, output_cell),
+    Column("parameters", "parameters", 15, lambda row: nonzero(row.sum("parameters"), "{:,.0f}".format)),
+    Column("kernels", "kernels", 14, lambda row: nonzero(row.sum("kernels"), "{:,.0f}".format)),
+    Column("flops", "GFLOP", 10, lambda row: nonzero(row.sum("flops") / 1e9, number)),
+    Column("bytes", "MB", 11, lambda row: nonzero(row.sum("bytes") / 1e6, number)),
+    Column("tflops", "TFLOP/s", 12, lambda row: rate_cell(row, "flops", 1e9)),
+    Column("gb_per_s", "GB/s", 13, lambda row: rate_cell(row, "bytes", 1e6)),
+    Column("bound", "bound by", 8, bound_cell, "left"),
+    Column("roofline", "roofline", 9, lambda row: nonzero(row.roofline_share, lambda share: percent(share, 0))),
+)
+
+
+def layer_table(document: Record, width: int, sort: str, depth: int | None, top: int) -> Table:
+    """What each layer costs; below, what belongs to no layer, so that the column adds up to the step."""
+    rows = layer_rows(document["layers"], sort, depth)
+    shown = rows[: top or None]
+    lines = [render_cells(LAYER_COLUMNS, row) for row in shown]
+    if len(shown) < len(rows):
+        lines.append({"layer": f"… {len(rows) - len(shown)} more"})
+    return fitted_table(LAYER_COLUMNS, [*lines, {}, *other_lines(document), {}, step_line(document)], width)
+
+
+def other_lines(document: Record) -> list[Cells]:
+    """The time of a step that belongs to no layer."""
+    phases, whole = document["phases"], whole_ms(document)
+    others = {
+        "data": phases["data"],
+        "loss, metrics": phases["loss"],
+        "other updates": phases["optimizer"] - sum(layer["optimizer_ms"] for layer in document["layers"]),
+        "unattributed": document["unattributed_ms"],
+        "idle": document["idle_ms"],
+    }
+    return [
+        {"layer": name, "ms": ms(time), "share": percent(time / whole), "bar": Text(bar(time / whole), "cyan")}
+        for name, time in others.items()
+        if time > 5e-4 or name in ("unattributed", "idle")
+    ]
+
+
+def step_line(document: Record) -> Cells:
+    """The whole step."""
+    phases = document["phases"]
+    forward, backward, update = (ms(phases[name]) for name in ("forward", "backward", "optimizer"))
+    whole = ms(whole_ms(document))
+    return {"layer": "step", "ms": whole, "share": "100 %", "forward": forward, "backward": backward, "update": update}
+
+
+def whole_ms(document: Record) -> float:
+    """Milliseconds of a step, idle time included."""
+    return float(document["kernel_ms"] + document["idle_ms"])
+
+
+# ------------------------------------------------------------------------------------- kernels, operators, phases, --vs
+
+
+def group_table(document: Record, by: str, width: int, top: int) -> Table:
+    """The kernels or operators by their time, and the layers that they serve."""
+    whole, groups = whole_ms(document), document[f"{by}s"]
+    shown, rest = groups[: top or GROUPS], groups[top or GROUPS :]
     columns = [
-        Column("layer", 0, [item.name for item in shown], "left"),
-        Column("a ms", 1, [optional(item.a_ms) for item in shown]),
-        Column("b ms", 2, [optional(item.b_ms) for item in shown]),
-        Column("b - a", 0, [colored(item) for item in shown]),
-        Column("95 % interval", 4, [interval(item.ci95) for item in shown]),
-        Column("b / a", 3, ["" if item.ratio is None else f"{item.ratio:.2f}" for item in shown]),
+        Column("name", by, 0, lambda group: shorten(group["name"], max(16, width // 3)), "left"),
+        Column("ms", "ms", 0, lambda group: ms(group["ms"])),
+        Column("share", "share", 1, lambda group: percent(group["ms"] / whole)),
+        Column("calls", "calls", 2, lambda group: f"{group['kernels']:.0f}"),
     ]
-    ratio = found.step_ratio
-    step = ["step", ms(a.step_ms), ms(b.step_ms), signed(b.step_ms - a.step_ms), "", f"{ratio:.2f}"]
-    more = [f"… {len(layers) - len(shown)} more", *[""] * 5]
-    for cells in [*([more] if len(shown) < len(layers) else []), [""] * 6, step]:
-        for column, cell in zip(columns, cells, strict=True):
-            column.cells.append(cell)
-    between = f" (95 % interval {found.ci95[0]:.3f} to {found.ci95[1]:.3f})" if found.ci95 else ""
-    facts_of = [
-        ("a", f"{a.recipe}, {a.batch} images a step, kernels {ms(a.kernel_ms)} ms of {ms(a.step_ms)} ms"),
-        ("b", f"{b.recipe}, {b.batch} images a step, kernels {ms(b.kernel_ms)} ms of {ms(b.step_ms)} ms"),
-        ("on", f"{dataset}, {device}; {a.steps} steps of each, by turns"),
-        ("b over a", f"{ratio:.3f}{between}: {in_words(found)}"),
+    lines = [render_cells(columns, group) for group in shown]
+    if rest:
+        left = sum(group["ms"] for group in rest)
+        lines.append({"name": f"… {len(rest)} more", "ms": ms(left), "share": percent(left / whole)})
+    room = width - sum(column_width(column, lines) + 2 for column in columns) - 4
+    if room >= 16:
+        columns.append(Column("serves", "serves", 3, lambda group: served_layers(group, room), "left"))
+        for cells, group in zip(lines, shown, strict=False):
+            cells["serves"] = columns[-1].render(group)
+    return fitted_table(columns, lines, width)
+
+
+def served_layers(group: Record, width: int) -> str:
+    """The layers that a kernel or operator serves, with their milliseconds, as far as there is room."""
+    text = ", ".join(f"{name} {ms(time)}" for name, time in group["layers"].items())
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def phase_table(document: Record, width: int) -> Table:
+    """The phases of the step."""
+    whole, room = whole_ms(document), max(4, min(40, width - 36))
+    columns = [
+        Column("phase", "phase", 0, lambda part: part[0], "left"),
+        Column("ms", "ms", 0, lambda part: ms(part[1])),
+        Column("share", "share", 1, lambda part: percent(part[1] / whole)),
+        Column("bar", "", 2, lambda part: Text(bar(part[1] / whole, room), "cyan"), "left"),
     ]
-    return Group(facts(facts_of), fitted(columns, width))
+    parts = {**document["phases"], "unattributed": document["unattributed_ms"], "idle": document["idle_ms"]}
+    lines = [render_cells(columns, part) for part in parts.items()]
+    return fitted_table(columns, [*lines, {}, {"phase": "step", "ms": ms(whole), "share": "100 %"}], width)
 
 
-def in_words(found: Comparison) -> str:
-    """What the ratio says."""
-    if found.ci95 is None or found.ci95[0] <= 1 <= found.ci95[1]:
-        return "no difference shown; more --steps would tell more"
-    change = abs(found.step_ratio - 1)
-    return f"b takes {100 * change:.1f} % {'more' if found.step_ratio > 1 else 'less'} time a step"
+COMPARISON_COLUMNS = (
+    Column("layer", "layer", 0, lambda item: item["name"], "left"),
+    Column("a", "a ms", 1, lambda item: "" if item["a_ms"] is None else ms(item["a_ms"])),
+    Column("b", "b ms", 2, lambda item: "" if item["b_ms"] is None else ms(item["b_ms"])),
+    Column("difference", "b - a", 0, lambda item: difference_cell(item)),
+    Column("interval", "95 % interval", 4, lambda item: interval(item["ci95"])),
+    Column("ratio", "b / a", 3, lambda item: "" if item["ratio"] is None else f"{item['ratio']:.2f}"),
+)
 
 
-def colored(item: Difference) -> Text:
-    """The difference, in colour where it is clear."""
-    clear = item.ci95 is not None and (item.ci95[0] > 0 or item.ci95[1] < 0)
-    return Text(signed(item.difference_ms), ("red" if item.difference_ms > 0 else "green") if clear else "")
+def comparison_report(document: Record, width: int, top: int) -> RenderableType:
+    """Two profiles: b minus a and b over a, for each layer and the whole step."""
+    a, b, comparison = document["a"], document["b"], document["comparison"]
+    layers, ratio = comparison["layers"], comparison["step_ratio"]
+    if top:
+        layers = sorted(layers, key=lambda item: -abs(item["difference_ms"]))
+    lines = [render_cells(COMPARISON_COLUMNS, item) for item in layers[: top or None]]
+    if len(lines) < len(layers):
+        lines.append({"layer": f"… {len(layers) - len(lines)} more"})
+    step: Cells = {"layer": "step", "a": ms(a["step_ms"]), "b": ms(b["step_ms"]), "ratio": f"{ratio:.2f}"}
+    step["difference"] = signed(b["step_ms"] - a["step_ms"])
+    ci95 = comparison["ci95"]
+    between = f" (95 % interval {ci95[0]:.3f} to {ci95[1]:.3f})" if ci95 else ""
+    summary = facts(
+        [
+            ("a", side_summary(a)),
+            ("b", side_summary(b)),
+            ("on", f"{document['dataset']}, {document['device']}; {a['steps']} steps of each, interleaved"),
+            ("b over a", f"{ratio:.3f}{between}: {conclusion(ratio, ci95)}"),
+        ]
+    )
+    return Group(summary, fitted_table(COMPARISON_COLUMNS, [*lines, {}, step], width))
+
+
+def side_summary(side: Record) -> str:
+    """One of two profiles in a line."""
+    return (
+        f"{side['recipe']}, {side['batch']} images a step, {side['engine']} engine, "
+        f"kernels {ms(side['kernel_ms'])} ms of {ms(side['step_ms'])} ms"
+    )
+
+
+def conclusion(ratio: float, ci95: Sequence[float] | None) -> str:
+    """What the ratio of two steps says."""
+    if ci95 is None or ci95[0] <= 1 <= ci95[1]:
+        return "no significant difference; more --steps narrow the interval"
+    return f"b takes {100 * abs(ratio - 1):.1f} % {'more' if ratio > 1 else 'less'} time a step"
+
+
+def difference_cell(item: Record) -> Text:
+    """The difference of a layer, coloured where its interval excludes zero."""
+    clear = item["ci95"] is not None and (item["ci95"][0] > 0 or item["ci95"][1] < 0)
+    return Text(signed(item["difference_ms"]), ("red" if item["difference_ms"] > 0 else "green") if clear else "")
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
 
 
 def ms(value: float) -> str:
-    """Milliseconds with three significant digits or so."""
+    """Milliseconds with about three significant digits."""
     if value >= 99.95:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}" if value >= 0.0995 else f"{value:.3f}"
@@ -333,15 +344,18 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
-def optional(value: float | None) -> str:
-    return "" if value is None else ms(value)
+def percent(share: float, digits: int = 1) -> str:
+    """A fraction of one in percent."""
+    return f"{100 * share:.{digits}f} %"
 
 
 def signed(value: float) -> str:
+    """Milliseconds with their sign."""
     return f"{'-' if value < 0 else '+'}{ms(abs(value))}"
 
 
-def interval(bounds: list[float] | None) -> str:
+def interval(bounds: Sequence[float] | None) -> str:
+    """A confidence interval, milliseconds."""
     return "" if bounds is None else f"{signed(bounds[0])} to {signed(bounds[1])}"
 
 
@@ -351,16 +365,6 @@ def bar(share: float, width: int = BAR) -> str:
     return "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
 
 
-def cut(text: str, width: int) -> str:
-    """A long text without its end."""
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def shortened(name: str, width: int) -> str:
+def shorten(name: str, width: int) -> str:
     """A long kernel's name with its middle left out."""
     return name if len(name) <= width else f"{name[: width * 2 // 3]}…{name[-(width // 3 - 1) :]}"
-
-
-def unattributed(profile: Profile) -> float:
-    """The share of the kernels' time whose owner is not known."""
-    return profile.unattributed_ms / profile.kernel_ms if profile.kernel_ms else 0.0

@@ -1,0 +1,119 @@
+"""What `profile` shows: tables compared with golden files, and the icicle plot.
+
+After a change that is meant, write the golden files anew: `FASTCIFAR_GOLDEN=write pytest tests/profiling`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+from profiling_helpers import fixed_comparison, fixed_document
+from rich.console import Console
+
+from fastcifar.cli.display.profile import layer_rows, report_from_document
+from fastcifar.cli.display.svg import MARGIN, WIDTH, icicle
+
+GOLDEN = Path(__file__).parent / "golden"
+BYS = ("layer", "kernel", "op", "phase")
+
+
+def screen(document: dict[str, Any], width: int, **options: Any) -> str:
+    """The lines that a terminal of that width shows, without colours."""
+    console = Console(width=width, file=io.StringIO(), record=True)
+    console.print(report_from_document(document, width, **options))
+    return "".join(f"{line.rstrip()}\n" for line in console.export_text().splitlines())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("profile", {}),
+        ("profile-sorted", {"sort": "roofline", "top": 2}),
+        ("profile-kernel", {"by": "kernel", "top": 8}),
+        ("profile-phase", {"by": "phase"}),
+        ("profile-vs", {}),
+    ],
+)
+def test_the_screen_is_as_kept(name: str, options: dict[str, Any]) -> None:
+    document = fixed_comparison() if name == "profile-vs" else fixed_document()
+    text, kept = screen(document, 80, **options), GOLDEN / f"{name}.txt"
+    if os.environ.get("FASTCIFAR_GOLDEN") == "write":
+        kept.write_text(text, encoding="utf-8")
+    assert text == kept.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 140, 200])
+@pytest.mark.parametrize("by", BYS)
+def test_every_view_fits_its_width(by: str, width: int) -> None:
+    text = screen(fixed_document(), width, by=by)
+    assert max(map(len, text.splitlines())) <= width
+    if width >= 40:
+        assert " ms " in text and "share" in text
+    if by == "layer" and width >= 140:
+        assert all(heading in text for heading in ("forward", "backward", "update", "output", "bound by", "roofline"))
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_comparison_fits_its_width(width: int) -> None:
+    text = screen(fixed_comparison(), width)
+    assert max(map(len, text.splitlines())) <= width and "b - a" in text
+
+
+def layer(name: str, ms: float) -> dict[str, Any]:
+    """A layer that has a time only."""
+    return {"name": name, "total_ms": ms, "forward_ms": ms, "backward_ms": 0.0, "roofline_share": 0.5 / ms}
+
+
+def test_the_tree_collapses_and_sorts() -> None:
+    layers = [layer("whiten", 2.0), layer("group.conv", 5.0), layer("group.act.self", 1.0), layer("head", 4.0)]
+    tree = layer_rows(layers, "network", None)
+    assert [row.label for row in tree] == ["whiten", "group", "  conv", "  act", "    self", "head"]
+    collapsed = {row.name: row.sum("total_ms") for row in layer_rows(layers, "network", 1)}
+    assert collapsed == {"whiten": 2.0, "group": 6.0, "head": 4.0}
+    ordered = [row.name for row in layer_rows(layers, "total", None)]
+    assert ordered == ["group.conv", "head", "whiten", "group.act.self"]
+    assert [row.name for row in layer_rows(layers, "roofline", None)] == ordered[::-1]
+    assert layer_rows(layers, "network", 1)[1].roofline_share == pytest.approx((0.5 + 0.5) / 6.0)
+
+
+def test_a_stored_document_is_shown_without_torch(tmp_path: Path) -> None:
+    kept = tmp_path / "profile.json"
+    kept.write_text(json.dumps([fixed_document(), fixed_comparison()]))
+    program = (
+        "import json, sys; from rich import print; from fastcifar.cli.display.profile import report_from_document;"
+        "from fastcifar.cli.display.svg import icicle; documents = json.load(open(sys.argv[1]));"
+        "[print(report_from_document(each, 80)) for each in documents]; print(len(icicle(documents[0])));"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(kept)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "conv" in done.stdout and "b over a" in done.stdout
+
+
+def test_the_icicle_is_as_wide_as_the_step() -> None:
+    document = {**fixed_document(), "device": "a <device> & more"}
+    picture = ET.fromstring(icicle(document))
+    space = {"s": "http://www.w3.org/2000/svg"}
+    boxes = [
+        (float(r.attrib["y"]), float(r.attrib["x"]), float(r.attrib["width"]), g.findtext("s:title", "", space))
+        for g in picture.findall("s:g", space)
+        for r in g.findall("s:rect", space)
+    ]
+    levels = sorted({y for y, *_ in boxes})
+    assert len(levels) == 4
+    widths = {y: sum(width for y0, _, width, _ in boxes if y0 == y) for y in levels}
+    assert widths[levels[0]] == pytest.approx(WIDTH - 2 * MARGIN)
+    assert widths[levels[1]] == pytest.approx(widths[levels[0]], rel=1e-3)
+    assert all(x + width <= WIDTH - MARGIN + 0.1 for _, x, width, _ in boxes)
+    whole = document["kernel_ms"] + document["idle_ms"]
+    forward = next(width for y, _, width, tip in boxes if y == levels[1] and tip.startswith("forward"))
+    assert forward == pytest.approx(document["phases"]["forward"] / whole * widths[levels[0]], abs=0.02)
+    assert any("a <device> & more" in (text.text or "") for text in picture.findall("s:text", space))
