@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,15 +21,6 @@ class Processors:
 
     count: int
     limit: str = ""
-
-
-@dataclass(frozen=True)
-class BusyTime:
-    """Processor seconds since boot, of the whole machine and of this process with its children, at a time."""
-
-    machine: float
-    own: float
-    at: float  # seconds, monotonic
 
 
 def set_wait_policy() -> None:
@@ -105,25 +95,58 @@ def _quota_v1(folder: Path) -> float | None:
         return None
 
 
-def busy_time() -> BusyTime | None:
-    """The processor time used so far (Linux); None elsewhere."""
+@dataclass(frozen=True)
+class ProcessorTimes:
+    """Processor time since the machine started, in clock ticks summed over all processors."""
+
+    total: float
+    busy: float
+    own: float  # of this process and the children that it waited for
+
+    def other_load(self, earlier: ProcessorTimes) -> float | None:
+        """The share of all processors that others used since `earlier`, a fraction of one; None where time stood
+        still."""
+        total = self.total - earlier.total
+        if total <= 0:
+            return None
+        return min(1.0, max(0.0, (self.busy - earlier.busy - (self.own - earlier.own)) / total))
+
+
+def processor_times(siblings: bool = False) -> ProcessorTimes | None:
+    """How busy the processors were, and with whose work; None where the system does not say (it is Linux that does).
+
+    With `siblings`, the other children of this process's parent count as its own, such as the ranks of one torchrun.
+    """
     try:
         with open("/proc/stat", encoding="ascii") as stat:
-            user, nice, system, _, _, irq, softirq = (int(word) for word in stat.readline().split()[1:8])
-    except (OSError, ValueError):
+            ticks = [int(value) for value in stat.readline().split()[1:9]]  # guests are in user and nice already
+        own = sum(os.times()[:4]) * os.sysconf("SC_CLK_TCK")
+        if siblings:
+            own = max(own, children_ticks(os.getppid()))
+    except (OSError, ValueError, IndexError):
         return None
-    own = os.times()
-    seconds = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
-    return BusyTime(seconds, own.user + own.system + own.children_user + own.children_system, time.monotonic())
+    idle = ticks[3] + ticks[4]
+    return ProcessorTimes(sum(ticks), sum(ticks) - idle, own)
 
 
-def used_by_others(since: BusyTime | None) -> float | None:
-    """How many processors other processes kept busy on average since a reading of `busy_time`; None where that is
-    unknown, or too short ago (under a tenth of a second) to tell."""
-    now = busy_time()
-    if since is None or now is None or now.at - since.at < 0.1:
-        return None
-    return max(0.0, (now.machine - since.machine) - (now.own - since.own)) / (now.at - since.at)
+def children_ticks(parent: int) -> float:
+    """The processor time of all children of a process, in clock ticks."""
+    ticks = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        if int(fields[1]) == parent:
+            ticks += sum(map(int, fields[11:15]))
+    return ticks
 
 
-START = busy_time()  # when this file is first imported, at the start of the process
+START = processor_times()  # when this file is first imported, at the start of the process
+
+
+def others_busy() -> float | None:
+    """How many processors others kept busy on average since this process began; None where the system does not say."""
+    now = processor_times()
+    load = now.other_load(START) if now and START else None
+    return None if load is None else load * (os.cpu_count() or 1)
