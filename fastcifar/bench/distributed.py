@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fastcifar.errors import MachineError
+from fastcifar.system.processors import usable_processors
 
 TIMEOUT = timedelta(days=7)  # the other ranks wait for the last run of the slowest
 Message = TypeVar("Message")
@@ -43,7 +44,7 @@ class Ranks:
 
     def threads(self) -> int | None:
         """This rank's share of the CPU's cores, where there are several ranks."""
-        return max(1, (os.cpu_count() or 1) // self.local_size) if self.size > 1 else None
+        return max(1, usable_processors().count // self.local_size) if self.size > 1 else None
 
     def file(self, path: Path) -> Path:
         """This rank's own results file: `bench.jsonl` for one process, `bench.rank3.jsonl` for the fourth of many."""

@@ -16,7 +16,7 @@ from fastcifar.bench.results import ResultsFile, differences, load
 from fastcifar.errors import Diverged, UsageError
 from fastcifar.recipes.parse import eval_split
 from fastcifar.recipes.schema import Recipe
-from fastcifar.system.device import processor_times
+from fastcifar.system.processors import processor_times
 from fastcifar.training.flops import count_flops
 from fastcifar.training.run import train
 from fastcifar.training.trainer import Status

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fastcifar.system.device import ProcessorTimes, processor_times
+from fastcifar.system.processors import ProcessorTimes, processor_times
 
 
 def spin(seconds: float) -> None:
@@ -41,7 +41,7 @@ def test_own_work_is_not_anothers() -> None:
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says")
 def test_ranks_of_one_torchrun_count_as_one() -> None:
     code = (
-        "from fastcifar.system.device import processor_times as p\n"
+        "from fastcifar.system.processors import processor_times as p\n"
         "import subprocess, sys, time\n"
         "alone, together = p().own, p(siblings=True).own\n"
         "print(together - alone)"
