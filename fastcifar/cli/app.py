@@ -15,7 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from fastcifar import errors
+from fastcifar.cli import signals
 from fastcifar.cli.bench import bench
+from fastcifar.cli.display.encoding import prepare_outputs
 from fastcifar.cli.download import download
 from fastcifar.cli.evaluate import evaluate
 from fastcifar.cli.options import GroupedHelp
@@ -53,7 +55,11 @@ for name, command in COMMANDS.items():
 
 def main() -> None:
     """Run the command line and exit with its exit code; on failure print why, as JSON with `--json`."""
+    signals.install()
+    prepare_outputs()
     code, message = run()
+    if code == errors.INTERRUPTED:
+        code = signals.exit_code()
     if message:
         print_failure(code, message)
     sys.exit(code)
@@ -114,7 +120,7 @@ def print_failure(code: int, message: str) -> None:
 
         print(json.dumps({"error": message, "exit_code": code}), flush=True)
     else:
-        print(message if code == errors.INTERRUPTED else f"Error: {message}", file=sys.stderr)
+        print(message if code > 128 else f"Error: {message}", file=sys.stderr)  # above 128 a signal ended it
 
 
 def show_version(wanted: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,9 +76,10 @@ def train(
         raise UsageError("--resume continues the run as it was: it takes no recipe, --set, --out or --force.")
     else:
         job = resumed_job(screen, resume, device, threads, engine)
-    flops = run_flops(job.recipe, job.dataset)
-    screen.note(introduction(job.recipe, job.dataset, flops, job.session.device_name))
-    trained = carry_out(job, eval_every)
+    with unfinished(job.folder):
+        flops = run_flops(job.recipe, job.dataset)
+        screen.note(introduction(job.recipe, job.dataset, flops, job.session.device_name))
+        trained = carry_out(job, eval_every)
     record = {
         **document("train", job.session.device_name),
         **run_record(trained, flops),
@@ -143,28 +146,33 @@ def resumed_job(screen: Screen, path: Path, device: str | None, threads: int | N
     return Job(session, recipe, images, state["seed"], prepared, folder, state["loop"])
 
 
-def carry_out(job: Job, eval_every: int) -> Trained:
-    """Train with a live view; on Ctrl-C raises Interrupted, which says how to resume."""
-    from fastcifar.cli.display.training import TrainView
-    from fastcifar.training import run
-
-    session, folder = job.session, job.folder
-    view = TrainView(session.screen, session.device.type, eval_every > 0)
+@contextmanager
+def unfinished(folder: RunFolder) -> Iterator[None]:
+    """Remove the folder of a run that ends before its first epoch; Ctrl-C raises Interrupted, which says how to resume."""
     try:
-        with view:
-            return run.train(
-                job.recipe,
-                job.dataset,
-                seed=job.seed,
-                device=session.device,
-                engine=job.engine,
-                eval_every=eval_every,
-                on_change=view.update,
-                save=partial(folder.save_state, job.recipe, job.dataset, job.seed, session.device, job.engine.name),
-                saved=job.saved,
-            )
+        yield
     except BaseException as error:
         folder.remove_if_empty()
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted(folder.resume_hint()) from None
         raise
+
+
+def carry_out(job: Job, eval_every: int) -> Trained:
+    """Train with a live view."""
+    from fastcifar.cli.display.training import TrainView
+    from fastcifar.training import run
+
+    session, folder = job.session, job.folder
+    with TrainView(session.screen, session.device.type, eval_every > 0) as view:
+        return run.train(
+            job.recipe,
+            job.dataset,
+            seed=job.seed,
+            device=session.device,
+            engine=job.engine,
+            eval_every=eval_every,
+            on_change=view.update,
+            save=partial(folder.save_state, job.recipe, job.dataset, job.seed, session.device, job.engine.name),
+            saved=job.saved,
+        )
