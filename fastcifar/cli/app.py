@@ -80,6 +80,8 @@ def run() -> tuple[int, str]:
         return errors.OK, ""
     except (Exception, KeyboardInterrupt) as error:
         return explain(error)
+    finally:
+        signals.caught()
     code = returned if isinstance(returned, int) else errors.OK
     return code, "Interrupted." if code == errors.INTERRUPTED else ""  # Typer turns Ctrl-C into this code
 
@@ -89,7 +91,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     match error:
         case FastcifarError():
             return error.exit_code, str(error)
-        case KeyboardInterrupt():
+        case _ if isinstance(error, KeyboardInterrupt) or signals.received.number:  # what it broke may raise anything
             return errors.INTERRUPTED, "Interrupted."
         case BrokenPipeError():  # the last flush: as above, no error
             sys.stdout = None

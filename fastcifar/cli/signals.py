@@ -1,7 +1,7 @@
 """SIGTERM and SIGHUP end a command as Ctrl-C does: what is finished is kept. A second signal ends it at once.
 
-All three raise KeyboardInterrupt in the main thread. A signal that comes while a module is imported waits until the
-import is over: PyTorch's modules catch every exception of the modules that they try to import, and go on.
+All three raise KeyboardInterrupt in the main thread. While a module is imported it is raised again and again until it
+has got through: PyTorch's modules catch every exception of some modules that they try to import, and go on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import FrameType
 
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 SAME = 0.5  # seconds in which further signals are the first one again: `timeout` and closed terminals send several
-RETRY = 0.05  # seconds between two looks at an import that is under way
+RETRY = 0.05  # seconds after which KeyboardInterrupt is raised again during an import
 IMPORTING = "<frozen importlib._bootstrap>"  # the file name of the frames that import a module
 
 
@@ -25,6 +25,7 @@ class Received:
 
     number: int | None = None
     at = 0.0  # of time.monotonic()
+    caught = False  # the command has ended because of it
     again = False  # the next call of the handler is a retry of this signal, not a second one
 
 
@@ -48,8 +49,13 @@ def exit_code() -> int:
     return 128 + (received.number or signal.SIGINT)
 
 
+def caught() -> None:
+    """Stop raising KeyboardInterrupt: the command has ended."""
+    received.caught = True
+
+
 def end(number: int, frame: FrameType | None) -> None:
-    """The handler: raises KeyboardInterrupt, once no import is under way; a second signal ends the process at once."""
+    """The handler: raises KeyboardInterrupt; a second signal ends the process at once."""
     now = time.monotonic()
     if received.number is None:
         received.number, received.at = number, now
@@ -63,8 +69,15 @@ def end(number: int, frame: FrameType | None) -> None:
         return
     if importing(frame):
         retry()
-    else:
+    if not (received.caught or handled(sys.exception())):
         raise KeyboardInterrupt
+
+
+def handled(error: BaseException | None) -> bool:
+    """Whether this is a KeyboardInterrupt, or came while one was handled."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def importing(frame: FrameType | None) -> bool:
