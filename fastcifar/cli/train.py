@@ -148,7 +148,7 @@ def resumed_job(screen: Screen, path: Path, device: str | None, threads: int | N
 
 @contextmanager
 def unfinished(folder: RunFolder) -> Iterator[None]:
-    """Remove the folder of a run that ends before its first epoch; Ctrl-C raises Interrupted, which says how to resume."""
+    """Remove the folder of a run of which nothing was kept; on Ctrl-C raise Interrupted, which says how to resume."""
     try:
         yield
     except BaseException as error:
