@@ -137,7 +137,12 @@ class View:
         if not self.screen.quiet:
             if self.screen.animated:
                 self._live = Live(get_renderable=self.draw, console=self.console, refresh_per_second=1 / PERIOD)
-                self._live.start()
+                try:
+                    self._live.start()
+                except BaseException:  # interrupted half-way: `__exit__` will not be called
+                    self._live.stop()
+                    self.console.show_cursor(True)
+                    raise
             else:
                 self._printer.start()
         return self
