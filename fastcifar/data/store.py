@@ -28,7 +28,7 @@ from fastcifar.data.readers import read_source
 from fastcifar.data.shapes import make_shapes
 from fastcifar.data.source import Reading
 from fastcifar.errors import DataError, UsageError
-from fastcifar.system.files import home, home_lock, load_tensors, save_tensors
+from fastcifar.system.files import dataset_files, home, home_lock, load_tensors, save_tensors
 
 ORDER = "SHA-256 of the pixels, then the label"  # of the images, stored under "order"; earlier files lack it
 FIELDS = ("mean", "std", "digest", "published", "source")  # of Dataset, stored under these names
@@ -47,7 +47,7 @@ def dataset_path(name: str) -> Path:
 
 def dataset_names() -> list[str]:
     """The datasets on this machine: those in FASTCIFAR_HOME, and the embedded one."""
-    return sorted({EMBEDDED, *(path.stem for path in home().glob("[!.]*.pt") if path.is_file())})
+    return sorted({EMBEDDED, *(path.stem for path in dataset_files())})
 
 
 def download_hint(name: str) -> str:
