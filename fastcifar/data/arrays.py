@@ -84,7 +84,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
     except PermissionError:
         raise DataError(f"{path} cannot be read: you have no permission.") from None
     except ValueError as error:
-        if "allow_pickle" in str(error):
+        if "allow_pickle" in str(error) or "Python objects" in str(error):
             raise DataError(
                 f"{path} holds pickled objects, which could run code, and was not opened: save plain arrays of numbers."
             ) from None
@@ -189,7 +189,7 @@ def to_pixels(pair: Pair, reading: Reading) -> np.ndarray:
     """
     images = channels_last(pair)
     if images.dtype == np.uint8 and images.shape[1:] == (SIDE, SIDE, 3):
-        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        return np.require(images.transpose(0, 3, 1, 2), requirements="CW")  # a file that is mapped is not writable
     if not reading.resize:
         raise DataError(
             f"{pair.where} holds {images.dtype} images of {images.shape[2]}x{images.shape[1]} pixels with "

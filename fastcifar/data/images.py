@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from PIL import Image, ImageOps
 from fastcifar.data.dataset import Progress, no_progress
 from fastcifar.errors import DataError
 from fastcifar.recipes.schema import SIDE
+from fastcifar.system.processors import usable_processors
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
@@ -144,7 +144,7 @@ def to_bytes(values: np.ndarray, white: float | None = None) -> np.ndarray:
 
 
 def read_images(paths: list[Path], convert: Conversion, progress: Progress = no_progress) -> np.ndarray:
-    """Many image files as uint8 (N, 3, 32, 32), read by as many threads as there are processors.
+    """Many image files as uint8 (N, 3, 32, 32), read by as many threads as there are usable processors.
 
     Raises DataError at the first that `read_image` refuses.
     """
@@ -164,7 +164,7 @@ def read_rows(count: int, read: Callable[[int], np.ndarray], progress: Progress 
             pixels[row] = read(row)
         return end
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_processors().count) as pool:
         try:
             for done in pool.map(read_chunk, range(0, count, CHUNK)):
                 progress("reading images", done, count)

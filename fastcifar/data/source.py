@@ -120,7 +120,7 @@ def leave(path: Path, left_out: LeftOut) -> None:
     inside = [Path(root) / file for root, _, files in os.walk(path) for file in files if not is_litter(file)]
     images = [file for file in inside if is_image(file)]
     if images:
-        left_out.add("images in other folders", images[0], len(images))
+        left_out.add("images in other folders", min(images), len(images))
     else:
         left_out.add("folders without images", path)
 
