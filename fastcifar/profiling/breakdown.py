@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from fastcifar.profiling.attribution import LOSS, KernelTime
+from fastcifar.profiling.modules import is_compiled, original, walk_modules
 from fastcifar.training.annotations import PHASES, ROOT
 
 ItemKey = tuple[str | None, str | None, str, str]  # phase, layer, operator, kernel
@@ -50,6 +51,13 @@ class LayerIndex:
     kinds: dict[str, str]  # of a layer: the name of its class
     parameters: dict[str, int]  # of a layer: how many numbers, trained or not
     trained: dict[str, tuple[str, int]]  # of a trained parameter: its layer, how many numbers
+
+    def owner(self, parameter: str) -> str:
+        """The layer of the parameter of that name: its module, or the compiled one around that."""
+        module = parameter.rpartition(".")[0]
+        while module and module not in self.names:
+            module = module.rpartition(".")[0]
+        return self.names[module or ROOT]
 
     def update_shares(self, parameters: tuple[str, ...]) -> dict[str, float]:
         """How an update of these parameters (empty: of all) is shared among the layers: by size."""
@@ -95,12 +103,14 @@ class Breakdown:
 def index_layers(network: nn.Module) -> LayerIndex:
     """The layers of a network, and the loss."""
     index = LayerIndex({}, {}, defaultdict(int), {})
-    for name, module in network.named_modules():
-        layer = (name or ROOT) + (".self" if next(module.children(), None) is not None else "")
-        index.names[name or ROOT] = layer
-        index.kinds[layer] = type(module).__name__
+    for name, module in walk_modules(network):
+        compiled = is_compiled(module)
+        has_parts = not compiled and next(module.children(), None) is not None
+        layer = name + (".self" if has_parts else "")
+        index.names[name] = layer
+        index.kinds[layer] = type(original(module)).__name__ + (" (compiled)" if compiled else "")
     for name, parameter in network.named_parameters():
-        layer = index.names[name.rpartition(".")[0] or ROOT]
+        layer = index.owner(name)
         index.parameters[layer] += parameter.numel()
         if parameter.requires_grad:
             index.trained[name] = (layer, parameter.numel())

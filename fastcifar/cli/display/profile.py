@@ -6,8 +6,8 @@ show a stored document at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -30,6 +30,7 @@ SORT_KEYS = {
     "flops": "flops",
     "bytes": "bytes",
     "kernels": "kernels",
+    "memory": "activation_bytes",
     "roofline": "roofline_share",
 }
 
@@ -52,13 +53,20 @@ def report_from_document(
     parts: list[RenderableType] = [header(document)]
     if by == "layer":
         parts.append(layer_table(document, width, sort, depth, top))
-        if width >= 72 and any(layer["optimizer_shared"] for layer in document["layers"]):
-            parts.append(Text("~ a share, by size, of kernels that update several layers", "dim"))
+        parts += [Text(note, "dim") for note in layer_notes(document, width)]
     elif by == "phase":
         parts.append(phase_table(document, width))
     else:
         parts.append(group_table(document, by, width, top))
     return Group(*parts)
+
+
+def layer_notes(document: Record, width: int) -> Iterator[str]:
+    """What the table of layers does not say itself."""
+    if width >= 72 and any(layer["optimizer_shared"] for layer in document["layers"]):
+        yield "~ a share, by size, of kernels that update several layers"
+    if any(layer["kind"].endswith("(compiled)") for layer in document["layers"]):
+        yield "What torch.compile compiled is one row: its kernels do the work of several layers."
 
 
 def header(document: Record) -> Table:
@@ -77,6 +85,7 @@ def header(document: Record) -> Table:
             ("device", document["device"]),
             ("step", f"{ms(step)} ms ± {ms(document['step_std_ms'])} (mean ± standard deviation of {steps})"),
             ("kernel time", f"{ms(kernel)} ms; {percent(unattributed, 2)} unattributed"),
+            *memory_facts(document),
             ("overhead", f"{ms(recorded - step)} ms a recorded step" if recorded > step else "less than the deviation"),
             (
                 "ceilings",
@@ -85,6 +94,21 @@ def header(document: Record) -> Table:
             ),
         ]
     )
+
+
+def memory_facts(document: Record) -> list[tuple[str, str]]:
+    """The memory of the step, where the document has it (those of earlier versions do not)."""
+    peak = document.get("peak_memory")
+    if peak is None:
+        return []
+    kept, held = document["activation_bytes"], document["held_memory"]
+    return [
+        (
+            "memory",
+            f"peak {megabytes(peak)} MB: {megabytes(held)} MB held between steps, {megabytes(peak - held)} MB by the "
+            f"step; {megabytes(kept)} MB kept for the backward pass",
+        )
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------------- layers
@@ -99,8 +123,8 @@ class LayerRow:
     layers: list[Record]
 
     def sum(self, key: str) -> float:
-        """The sum of one field over the layers."""
-        return float(sum(layer[key] for layer in self.layers))
+        """The sum of one field over the layers; documents of earlier versions lack some."""
+        return float(sum(layer.get(key, 0) for layer in self.layers))
 
     @property
     def passes_ms(self) -> float:
@@ -170,33 +194,38 @@ def rate_cell(row: LayerRow, key: str, scale: float) -> str:
 
 LAYER_COLUMNS = (
     Column("layer", "layer", 0, lambda row: row.label, "left"),
-    Column("ms", "ms", 0, lambda row: ms(row.sum("total_ms"))),
-    Column("std", "±", 7, lambda row: ms(row.layer["total_std_ms"]) if row.layer else ""),
+    Column("total", "ms", 0, lambda row: ms(row.sum("total_ms"))),
+    Column("std", "±", 8, lambda row: ms(row.layer["total_std_ms"]) if row.layer else ""),
     Column("forward", "forward", 2, lambda row: ms(row.sum("forward_ms"))),
     Column("backward", "backward", 3, lambda row: ms(row.sum("backward_ms"))),
-    Column("update", "update", 4, update_cell),
+    Column("optimizer", "update", 4, update_cell),
     Column("share", "share", 1, lambda row: percent(row.sum("share"))),
     Column("bar", "", 5, lambda row: Text(bar(row.sum("share")), "cyan"), "left"),
     Column("output", "output", 6, output_cell),
-    Column("parameters", "parameters", 15, lambda row: nonzero(row.sum("parameters"), "{:,.0f}".format)),
-    Column("kernels", "kernels", 14, lambda row: nonzero(row.sum("kernels"), "{:,.0f}".format)),
-    Column("flops", "GFLOP", 10, lambda row: nonzero(row.sum("flops") / 1e9, number)),
-    Column("bytes", "MB", 11, lambda row: nonzero(row.sum("bytes") / 1e6, number)),
-    Column("tflops", "TFLOP/s", 12, lambda row: rate_cell(row, "flops", 1e9)),
-    Column("gb_per_s", "GB/s", 13, lambda row: rate_cell(row, "bytes", 1e6)),
-    Column("bound", "bound by", 8, bound_cell, "left"),
-    Column("roofline", "roofline", 9, lambda row: nonzero(row.roofline_share, lambda share: percent(share, 0))),
+    Column("memory", "kept MB", 7, lambda row: nonzero(row.sum("activation_bytes"), megabytes)),
+    Column("parameters", "parameters", 16, lambda row: nonzero(row.sum("parameters"), "{:,.0f}".format)),
+    Column("kernels", "kernels", 15, lambda row: nonzero(row.sum("kernels"), "{:,.0f}".format)),
+    Column("flops", "GFLOP", 11, lambda row: nonzero(row.sum("flops") / 1e9, number)),
+    Column("bytes", "MB", 12, lambda row: nonzero(row.sum("bytes"), megabytes)),
+    Column("tflops", "TFLOP/s", 13, lambda row: rate_cell(row, "flops", 1e9)),
+    Column("gb_per_s", "GB/s", 14, lambda row: rate_cell(row, "bytes", 1e6)),
+    Column("bound", "bound by", 9, bound_cell, "left"),
+    Column("roofline", "roofline", 10, lambda row: nonzero(row.roofline_share, lambda share: percent(share, 0))),
 )
 
 
 def layer_table(document: Record, width: int, sort: str, depth: int | None, top: int) -> Table:
-    """What each layer costs; below, what belongs to no layer, so that the column adds up to the step."""
+    """What each layer costs; below, what belongs to no layer, so that the column adds up to the step.
+
+    The column that the rows are sorted by comes before all others where there is little room.
+    """
     rows = layer_rows(document["layers"], sort, depth)
     shown = rows[: top or None]
-    lines = [render_cells(LAYER_COLUMNS, row) for row in shown]
+    columns = [replace(column, rank=0) if column.key == sort else column for column in LAYER_COLUMNS]
+    lines = [render_cells(columns, row) for row in shown]
     if len(shown) < len(rows):
         lines.append({"layer": f"… {len(rows) - len(shown)} more"})
-    return fitted_table(LAYER_COLUMNS, [*lines, {}, *other_lines(document), {}, step_line(document)], width)
+    return fitted_table(columns, [*lines, {}, *other_lines(document), {}, step_line(document)], width)
 
 
 def other_lines(document: Record) -> list[Cells]:
@@ -210,7 +239,7 @@ def other_lines(document: Record) -> list[Cells]:
         "idle": document["idle_ms"],
     }
     return [
-        {"layer": name, "ms": ms(time), "share": percent(time / whole), "bar": Text(bar(time / whole), "cyan")}
+        {"layer": name, "total": ms(time), "share": percent(time / whole), "bar": Text(bar(time / whole), "cyan")}
         for name, time in others.items()
         if time > 5e-4 or name in ("unattributed", "idle")
     ]
@@ -219,9 +248,13 @@ def other_lines(document: Record) -> list[Cells]:
 def step_line(document: Record) -> Cells:
     """The whole step."""
     phases = document["phases"]
-    forward, backward, update = (ms(phases[name]) for name in ("forward", "backward", "optimizer"))
-    whole = ms(whole_ms(document))
-    return {"layer": "step", "ms": whole, "share": "100 %", "forward": forward, "backward": backward, "update": update}
+    return {
+        "layer": "step",
+        "total": ms(whole_ms(document)),
+        "share": "100 %",
+        **{name: ms(phases[name]) for name in ("forward", "backward", "optimizer")},
+        "memory": nonzero(document.get("activation_bytes", 0), megabytes),
+    }
 
 
 def whole_ms(document: Record) -> float:
@@ -281,6 +314,7 @@ COMPARISON_COLUMNS = (
     Column("difference", "b - a", 0, lambda item: difference_cell(item)),
     Column("interval", "95 % interval", 4, lambda item: interval(item["ci95"])),
     Column("ratio", "b / a", 3, lambda item: "" if item["ratio"] is None else f"{item['ratio']:.2f}"),
+    Column("memory", "kept MB: b - a", 5, lambda item: memory_difference(item.get("difference_activation_bytes", 0))),
 )
 
 
@@ -295,6 +329,7 @@ def comparison_report(document: Record, width: int, top: int) -> RenderableType:
         lines.append({"layer": f"… {len(layers) - len(lines)} more"})
     step: Cells = {"layer": "step", "a": ms(a["step_ms"]), "b": ms(b["step_ms"]), "ratio": f"{ratio:.2f}"}
     step["difference"] = signed(b["step_ms"] - a["step_ms"])
+    step["memory"] = memory_difference(b.get("activation_bytes", 0) - a.get("activation_bytes", 0))
     ci95 = comparison["ci95"]
     between = f" (95 % interval {ci95[0]:.3f} to {ci95[1]:.3f})" if ci95 else ""
     summary = facts(
@@ -310,10 +345,11 @@ def comparison_report(document: Record, width: int, top: int) -> RenderableType:
 
 def side_summary(side: Record) -> str:
     """One of two profiles in a line."""
+    peak = side.get("peak_memory")
     return (
         f"{side['recipe']}, {side['batch']} images a step, {side['engine']} engine, "
         f"kernels {ms(side['kernel_ms'])} ms of {ms(side['step_ms'])} ms"
-    )
+    ) + (f", peak {megabytes(peak)} MB" if peak is not None else "")
 
 
 def conclusion(ratio: float, ci95: Sequence[float] | None) -> str:
@@ -342,6 +378,16 @@ def ms(value: float) -> str:
 def number(value: float) -> str:
     """Three significant digits, without an exponent."""
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
+
+
+def megabytes(size: float) -> str:
+    """Bytes as megabytes (10^6 bytes) with three significant digits."""
+    return number(size / 1e6)
+
+
+def memory_difference(size: float) -> str:
+    """A difference of bytes in megabytes, with its sign; nothing where there is none."""
+    return f"{'-' if size < 0 else '+'}{megabytes(abs(size))}" if size else ""
 
 
 def percent(share: float, digits: int = 1) -> str:
