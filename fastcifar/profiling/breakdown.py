@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -119,8 +119,10 @@ def index_layers(network: nn.Module) -> LayerIndex:
     return index
 
 
-def break_down(index: LayerIndex, steps: Sequence[Sequence[KernelTime]]) -> Breakdown:
-    """The sums over the kernels of each recorded step."""
+def break_down(
+    index: LayerIndex, steps: Sequence[Sequence[KernelTime]], activations: Mapping[str, int] | None = None
+) -> Breakdown:
+    """The sums over the kernels of each recorded step; `activations` are the bytes that modules keep."""
     times: dict[ItemKey, list[float]] = defaultdict(lambda: [0.0] * len(steps))  # ms in each step
     counts: dict[ItemKey, float] = defaultdict(float)  # in all steps
     layer_times: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(steps))
@@ -141,12 +143,13 @@ def break_down(index: LayerIndex, steps: Sequence[Sequence[KernelTime]]) -> Brea
         Item(*key, ms=statistics.fmean(each), std=std(each), count=counts[key] / len(steps))
         for key, each in times.items()
     ]
-    return Breakdown(items, {name: layer_times[name] for name in shown_layers(index, items)}, shared)
+    at_work = {item.layer for item in items} | {index.names[module] for module in activations or ()}
+    return Breakdown(items, {name: layer_times[name] for name in shown_layers(index, at_work)}, shared)
 
 
-def shown_layers(index: LayerIndex, items: Sequence[Item]) -> Iterator[str]:
-    """The layers in the network's order; a container's own work only where there is some, or parameters."""
-    at_work = {item.layer for item in items}
+def shown_layers(index: LayerIndex, at_work: Collection[str | None]) -> Iterator[str]:
+    """The layers in the network's order; a container itself only where it takes time or keeps memory, or has
+    parameters."""
     for name in index.kinds:
         if not name.endswith(".self") or name in at_work or index.parameters.get(name):
             yield name

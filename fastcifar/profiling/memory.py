@@ -115,7 +115,7 @@ class SavedTensors:
 
     def pack(self, tensor: Tensor) -> Saved:
         """Called for what is saved. What is saved inside a backward pass, such as a recomputed layer's, is not kept."""
-        saved = Saved(tensor)
+        saved = Saved(tensor.detach())  # else an operator that saves its output would keep itself alive
         key = address(tensor)
         if torch._C._current_autograd_node() is None and key not in self.network:
             layer = self.open_layers[-1] if self.open_layers else LOSS

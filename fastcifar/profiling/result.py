@@ -97,7 +97,7 @@ def summarize(recording: Recording) -> Profile:
     """The profile of a recording."""
     target = recording.target
     index = index_layers(target.network)
-    table = break_down(index, [step.kernels for step in recording.steps])
+    table = break_down(index, [step.kernels for step in recording.steps], recording.memory.activations)
     step_times_ms = [1000 * step.seconds for step in recording.steps]
     kernel_ms = sum(item.ms for item in table.items)
     step_ms = statistics.fmean(step_times_ms)

@@ -1,4 +1,4 @@
-"""The tables of `profile`, drawn from its JSON document: by layer, kernel, operator and phase, and of two profiles.
+"""The tables of `profile`, drawn from its JSON document: by layer, kernel, operator and phase.
 
 A table has as many columns as the width allows; `--json` holds the rest. Nothing here loads torch, so that `report` can
 show a stored document at once.
@@ -6,7 +6,7 @@ show a stored document at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +14,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fastcifar.cli.display.figures import bar, megabytes, ms, number, percent, shorten
+from fastcifar.cli.display.profile_comparison import comparison_report
 from fastcifar.cli.display.screen import facts
 from fastcifar.cli.display.table import Cells, Column, column_width, fitted_table, render_cells
 
 Record = Mapping[str, Any]  # a part of the document
 
-BAR = 10  # characters of a bar of 100 %
 GROUPS = 20  # kernels or operators shown by default
 BOUND_COLORS = {"arithmetic": "green", "memory": "blue", "launches": "yellow"}
 SORT_KEYS = {
@@ -101,14 +102,9 @@ def memory_facts(document: Record) -> list[tuple[str, str]]:
     peak = document.get("peak_memory")
     if peak is None:
         return []
-    kept, held = document["activation_bytes"], document["held_memory"]
-    return [
-        (
-            "memory",
-            f"peak {megabytes(peak)} MB: {megabytes(held)} MB held between steps, {megabytes(peak - held)} MB by the "
-            f"step; {megabytes(kept)} MB kept for the backward pass",
-        )
-    ]
+    held, kept = document["held_memory"], document["activation_bytes"]
+    parts = {"peak": peak, "between steps": held, "kept for backward": kept}
+    return [("memory", ", ".join(f"{name} {megabytes(size)} MB" for name, size in parts.items()))]
 
 
 # -------------------------------------------------------------------------------------------------------------- layers
@@ -262,7 +258,7 @@ def whole_ms(document: Record) -> float:
     return float(document["kernel_ms"] + document["idle_ms"])
 
 
-# ------------------------------------------------------------------------------------- kernels, operators, phases, --vs
+# ------------------------------------------------------------------------------------------- kernels, operators, phases
 
 
 def group_table(document: Record, by: str, width: int, top: int) -> Table:
@@ -305,112 +301,3 @@ def phase_table(document: Record, width: int) -> Table:
     parts = {**document["phases"], "unattributed": document["unattributed_ms"], "idle": document["idle_ms"]}
     lines = [render_cells(columns, part) for part in parts.items()]
     return fitted_table(columns, [*lines, {}, {"phase": "step", "ms": ms(whole), "share": "100 %"}], width)
-
-
-COMPARISON_COLUMNS = (
-    Column("layer", "layer", 0, lambda item: item["name"], "left"),
-    Column("a", "a ms", 1, lambda item: "" if item["a_ms"] is None else ms(item["a_ms"])),
-    Column("b", "b ms", 2, lambda item: "" if item["b_ms"] is None else ms(item["b_ms"])),
-    Column("difference", "b - a", 0, lambda item: difference_cell(item)),
-    Column("interval", "95 % interval", 4, lambda item: interval(item["ci95"])),
-    Column("ratio", "b / a", 3, lambda item: "" if item["ratio"] is None else f"{item['ratio']:.2f}"),
-    Column("memory", "kept MB: b - a", 5, lambda item: memory_difference(item.get("difference_activation_bytes", 0))),
-)
-
-
-def comparison_report(document: Record, width: int, top: int) -> RenderableType:
-    """Two profiles: b minus a and b over a, for each layer and the whole step."""
-    a, b, comparison = document["a"], document["b"], document["comparison"]
-    layers, ratio = comparison["layers"], comparison["step_ratio"]
-    if top:
-        layers = sorted(layers, key=lambda item: -abs(item["difference_ms"]))
-    lines = [render_cells(COMPARISON_COLUMNS, item) for item in layers[: top or None]]
-    if len(lines) < len(layers):
-        lines.append({"layer": f"… {len(layers) - len(lines)} more"})
-    step: Cells = {"layer": "step", "a": ms(a["step_ms"]), "b": ms(b["step_ms"]), "ratio": f"{ratio:.2f}"}
-    step["difference"] = signed(b["step_ms"] - a["step_ms"])
-    step["memory"] = memory_difference(b.get("activation_bytes", 0) - a.get("activation_bytes", 0))
-    ci95 = comparison["ci95"]
-    between = f" (95 % interval {ci95[0]:.3f} to {ci95[1]:.3f})" if ci95 else ""
-    summary = facts(
-        [
-            ("a", side_summary(a)),
-            ("b", side_summary(b)),
-            ("on", f"{document['dataset']}, {document['device']}; {a['steps']} steps of each, interleaved"),
-            ("b over a", f"{ratio:.3f}{between}: {conclusion(ratio, ci95)}"),
-        ]
-    )
-    return Group(summary, fitted_table(COMPARISON_COLUMNS, [*lines, {}, step], width))
-
-
-def side_summary(side: Record) -> str:
-    """One of two profiles in a line."""
-    peak = side.get("peak_memory")
-    return (
-        f"{side['recipe']}, {side['batch']} images a step, {side['engine']} engine, "
-        f"kernels {ms(side['kernel_ms'])} ms of {ms(side['step_ms'])} ms"
-    ) + (f", peak {megabytes(peak)} MB" if peak is not None else "")
-
-
-def conclusion(ratio: float, ci95: Sequence[float] | None) -> str:
-    """What the ratio of two steps says."""
-    if ci95 is None or ci95[0] <= 1 <= ci95[1]:
-        return "no significant difference; more --steps narrow the interval"
-    return f"b takes {100 * abs(ratio - 1):.1f} % {'more' if ratio > 1 else 'less'} time a step"
-
-
-def difference_cell(item: Record) -> Text:
-    """The difference of a layer, coloured where its interval excludes zero."""
-    clear = item["ci95"] is not None and (item["ci95"][0] > 0 or item["ci95"][1] < 0)
-    return Text(signed(item["difference_ms"]), ("red" if item["difference_ms"] > 0 else "green") if clear else "")
-
-
-# ------------------------------------------------------------------------------------------------------------- figures
-
-
-def ms(value: float) -> str:
-    """Milliseconds with about three significant digits."""
-    if value >= 99.95:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}" if value >= 0.0995 else f"{value:.3f}"
-
-
-def number(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
-
-
-def megabytes(size: float) -> str:
-    """Bytes as megabytes (10^6 bytes) with three significant digits."""
-    return number(size / 1e6)
-
-
-def memory_difference(size: float) -> str:
-    """A difference of bytes in megabytes, with its sign; nothing where there is none."""
-    return f"{'-' if size < 0 else '+'}{megabytes(abs(size))}" if size else ""
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """A fraction of one in percent."""
-    return f"{100 * share:.{digits}f} %"
-
-
-def signed(value: float) -> str:
-    """Milliseconds with their sign."""
-    return f"{'-' if value < 0 else '+'}{ms(abs(value))}"
-
-
-def interval(bounds: Sequence[float] | None) -> str:
-    """A confidence interval, milliseconds."""
-    return "" if bounds is None else f"{signed(bounds[0])} to {signed(bounds[1])}"
-
-
-def bar(share: float, width: int = BAR) -> str:
-    """A bar in eighths of a character."""
-    eighths = round(max(0.0, min(1.0, share)) * width * 8)
-    return "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
-
-
-def shorten(name: str, width: int) -> str:
-    """A long kernel's name with its middle left out."""
-    return name if len(name) <= width else f"{name[: width * 2 // 3]}…{name[-(width // 3 - 1) :]}"
