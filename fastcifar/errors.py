@@ -52,6 +52,10 @@ class Interrupted(FastcifarError):
     exit_code = INTERRUPTED
 
 
+class FastcifarWarning(UserWarning):
+    """A sentence about something that the user should know and that ends nothing."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown `word`: the nearest right one, or all there are where none is near."""
     names = list(known)

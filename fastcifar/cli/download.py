@@ -48,7 +48,7 @@ def download(
             result = verify_dataset(dataset, view.update)
             screen.note(f"{dataset} is on this machine already; its content was verified.")
         else:
-            result = download_dataset(dataset, url, view.update)
+            result = download_dataset(dataset, url, view.update, screen.note)
     show_dataset(result, screen)
 
 
