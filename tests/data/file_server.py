@@ -92,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
         for first in range(start, min(end, size), step):
             self.send_bytes(server.content[first : min(first + step, end)])
             if server.rate is not None:
-                time.sleep(1 / 50)
+                time.sleep(step / server.rate)
         if server.stall_after is not None:
             time.sleep(5)
         elif server.cut_after is not None:

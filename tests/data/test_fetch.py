@@ -36,12 +36,12 @@ def start() -> Iterator[Start]:
         yield one
 
 
-class Told(list[str]):
-    """The sentences of a download to `target` from these addresses."""
-
-    def __init__(self, target: Path, *urls: str) -> None:
-        self.source = fetch(remote(*urls), target, note=self.append, limits=LIMITS_OF_TESTS)
-        assert target.read_bytes() == CONTENT and [path.name for path in target.parent.glob("archive*")] == ["archive"]
+def sentences(target: Path, *urls: str) -> list[str]:
+    """What is said during a download to `target`, which succeeds, from these addresses."""
+    told: list[str] = []
+    fetch(remote(*urls), target, note=told.append, limits=LIMITS_OF_TESTS)
+    assert target.read_bytes() == CONTENT and not target.with_name("archive.part").exists()
+    return told
 
 
 @pytest.fixture
@@ -56,14 +56,14 @@ def part(tmp_path: Path) -> Path:
 
 def test_the_first_good_server_is_the_only_one(start: Start, target: Path) -> None:
     first, second = start(), start()
-    told = Told(target, first.url, second.url)
-    assert told == [f"Downloading from {first.name}."] and told.source == first.url
+    told = sentences(target, first.url, second.url)
+    assert told == [f"Downloading from {first.name}."]
     assert second.requested == []
 
 
 def test_a_server_that_is_down_is_left(start: Start, target: Path) -> None:
     good = start()
-    told = Told(target, DOWN, good.url)
+    told = sentences(target, DOWN, good.url)
     assert told == [
         "Downloading from 127.0.0.1:9.",
         f"127.0.0.1:9 cannot be reached (Connection refused): downloading from {good.name}.",
@@ -72,7 +72,7 @@ def test_a_server_that_is_down_is_left(start: Start, target: Path) -> None:
 
 def test_a_slow_server_is_left_and_the_next_goes_on_there(start: Start, target: Path) -> None:
     slow, good = start(rate=50_000), start()
-    told = Told(target, slow.url, good.url)
+    told = sentences(target, slow.url, good.url)
     assert slow.requested == [0] and len(good.requested) == 1 and 0 < good.requested[0] < HALF
     assert told[1].startswith(f"{slow.name} is slow (") and told[1].endswith(f"): going on with {good.name}.")
 
@@ -110,48 +110,44 @@ def test_the_fastest_slow_one_breaks_off_and_the_next_takes_over(start: Start, t
 
 def test_a_server_that_becomes_slow_is_left_too(start: Start, target: Path) -> None:
     fading, good = start(rate=600_000), start()
-    windows = 0
 
     def progress(what: str, done: int, total: int | None) -> None:
         if done > HALF:
-            fading.rate = 600_000 / 50  # the handler keeps its step: it now sleeps longer, see below
+            fading.rate = 20_000
 
-    del windows
-    fading.rate = 600_000
-    fetch(remote(fading.url, good.url), target, progress, limits=Limits(silence=2, slow=1e9, window=0.3))
-    assert target.read_bytes() == CONTENT and good.requested[0] > 0
+    fetch(remote(fading.url, good.url), target, progress, limits=LIMITS_OF_TESTS)
+    assert target.read_bytes() == CONTENT and HALF < good.requested[0] < len(CONTENT)
 
 
 def test_a_server_that_breaks_off_is_left_and_the_next_goes_on_there(start: Start, target: Path) -> None:
     cut, good = start(cut_after=100_000), start()
-    told = Told(target, cut.url, good.url)
+    told = sentences(target, cut.url, good.url)
     assert cut.requested == [0, 100_000, 200_000] and good.requested == [300_000]
     assert told[1] == f"{cut.name} broke off 3 times: going on with {good.name}."
 
 
 def test_a_server_with_another_file_of_the_same_size(start: Start, target: Path) -> None:
     liar, good = start(content=CONTENT[:-1] + b"x"), start()
-    told = Told(target, liar.url, good.url)
+    told = sentences(target, liar.url, good.url)
     assert liar.requested == [0] and good.requested == [0]
     assert f"{liar.name} gave another file than the published one" in told[1]
 
 
 def test_a_server_with_another_file_of_another_size(start: Start, target: Path) -> None:
     liar, good = start(content=CONTENT + b"x"), start()
-    told = Told(target, liar.url, good.url)
+    told = sentences(target, liar.url, good.url)
     assert f"{liar.name} has another file than the published one" in told[1]
 
 
 def test_parts_that_do_not_fit_are_downloaded_anew_from_one_server(start: Start, target: Path) -> None:
     liar, good = start(content=b"\x1f\x8b" + b"x" * (len(CONTENT) - 2), cut_after=100_000), start()
-    told = Told(target, liar.url, good.url)
+    told = sentences(target, liar.url, good.url)
     assert good.requested == [300_000, 0]
     assert told[2] == f"What came in several parts is not the published file: downloading from {good.name}."
 
 
 def test_anew_from_the_one_that_lies_then_from_the_others(start: Start, target: Path) -> None:
-    good, liar = start(cut_after=400_000, ranges=True), start(content=CONTENT[:-1] + b"x")
-    good.cut_after = HALF // 4
+    good, liar = start(cut_after=100_000), start(content=CONTENT[:-1] + b"x")
     told: list[str] = []
 
     def note(sentence: str) -> None:
@@ -161,7 +157,7 @@ def test_anew_from_the_one_that_lies_then_from_the_others(start: Start, target: 
 
     assert fetch(remote(good.url, liar.url), target, note=note, limits=LIMITS_OF_TESTS) == good.url
     assert target.read_bytes() == CONTENT
-    assert liar.requested == [3 * (HALF // 4), 0] and good.requested[-1] == 0
+    assert liar.requested == [300_000, 0] and good.requested[-1] == 0
 
 
 def test_anew_only_once(start: Start, target: Path, part: Path) -> None:
