@@ -9,7 +9,8 @@ import errno
 import os
 import sys
 import traceback
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -17,67 +18,108 @@ from fastcifar import errors
 from fastcifar.cli.bench import bench
 from fastcifar.cli.download import download
 from fastcifar.cli.evaluate import evaluate
+from fastcifar.cli.options import GroupedHelp
 from fastcifar.cli.profile import profile
 from fastcifar.cli.recipes import recipes
+from fastcifar.cli.report import report
 from fastcifar.cli.search import search
 from fastcifar.cli.train import train
 from fastcifar.errors import FastcifarError
 from fastcifar.version import __version__
 
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "download": download,
+    "recipes": recipes,
+    "train": train,
+    "eval": evaluate,
+    "profile": profile,
+    "bench": bench,
+    "search": search,
+    "report": report,
+}
+ISSUES = "https://github.com/fastcifar/fastcifar/issues"
+
 app = typer.Typer(
     name="fastcifar",
     help="Train on CIFAR-10 in seconds, and see where the time goes.",
     no_args_is_help=False,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # plain help is there in half the time
+    rich_markup_mode=None,  # Rich doubles the time that help takes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-REPORT = "https://github.com/fastcifar/fastcifar/issues"
+for name, command in COMMANDS.items():
+    app.command(name, cls=GroupedHelp)(command)
 
 
 def main() -> None:
-    """Run the command line and leave with its exit code; on failure say why, as JSON where asked."""
-    code, message = errors.OK, ""
-    try:
-        returned = app(standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        code = returned if isinstance(returned, int) else errors.OK
-        if code == errors.INTERRUPTED:
-            message = "Interrupted."
-    except FastcifarError as error:
-        code, message = error.exit_code, str(error)
-    except KeyboardInterrupt:
-        code, message = errors.INTERRUPTED, "Interrupted."
-    except BrokenPipeError:
-        # Whoever read our output has left; there is nobody to tell.
-        sys.stdout = None
-        sys.exit(errors.OK)
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            sys.stdout = None  # what is still in its buffer cannot be written either
-            code, message = errors.DATA, "The output cannot be written: no space is left on its device."
-        elif hasattr(error, "format_message"):  # Typer's own errors about options and arguments
-            code, message = errors.USAGE, f"{error.format_message()} See `fastcifar --help`."
-        else:
-            traceback.print_exc()
-            code = errors.BUG
-            message = f"This is a bug of fastcifar; please report it with the lines above: {REPORT}"
+    """Run the command line and exit with its exit code; on failure print why, as JSON with `--json`."""
+    code, message = run()
     if message:
-        # Torchrun starts ranks anew where one died: standard output is for the one that comes to the end.
-        if "--json" in sys.argv[1:] and sys.stdout is not None and "TORCHELASTIC_RUN_ID" not in os.environ:
-            import json
-
-            print(json.dumps({"error": message, "exit_code": code}), flush=True)
-        else:
-            print(message if code == errors.INTERRUPTED else f"Error: {message}", file=sys.stderr)
+        print_failure(code, message)
     sys.exit(code)
 
 
-def show_version(asked: bool) -> None:
-    """Print the version and leave."""
-    if asked:
+def run() -> tuple[int, str]:
+    """Run the command that the arguments name; returns the exit code, and the message where it failed."""
+    stdout = sys.stdout
+    try:
+        returned = app(prog_name="fastcifar", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except SystemExit:
+        if sys.stdout is stdout:
+            raise
+        # The reader of our output has left, as `head` does: Typer wraps stdout and exits with 1, but it is no error.
+        sys.stdout = None
+        return errors.OK, ""
+    except (Exception, KeyboardInterrupt) as error:
+        return explain(error)
+    code = returned if isinstance(returned, int) else errors.OK
+    return code, "Interrupted." if code == errors.INTERRUPTED else ""  # Typer turns Ctrl-C into this code
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """The exit code for an exception, and its message; prints the traceback of a bug."""
+    match error:
+        case FastcifarError():
+            return error.exit_code, str(error)
+        case KeyboardInterrupt():
+            return errors.INTERRUPTED, "Interrupted."
+        case BrokenPipeError():  # the last flush: as above, no error
+            sys.stdout = None
+            return errors.OK, ""
+        case OSError(errno=errno.ENOSPC):
+            sys.stdout = None  # what is still in its buffer cannot be written either
+            return errors.DATA, "The output cannot be written: no space is left on its device."
+        case _ if usage := usage_message(error):
+            return errors.USAGE, f"{usage} See `fastcifar --help`."
+    traceback.print_exception(error)
+    return errors.BUG, f"This is a bug of fastcifar; please report it with the lines above: {ISSUES}"
+
+
+def usage_message(error: BaseException) -> str | None:
+    """The message of one of Typer's own exceptions, about options and arguments; else None.
+
+    Their base class is `click.ClickException` in earlier versions of Typer and private in later ones, so they are
+    recognized by the method that all of them have.
+    """
+    return error.format_message() if hasattr(error, "format_message") else None
+
+
+def print_failure(code: int, message: str) -> None:
+    """Print a JSON document to stdout with `--json`, else one line to stderr."""
+    # torchrun restarts the ranks of a failed one, and only the last attempt may write to stdout.
+    if "--json" in sys.argv[1:] and sys.stdout is not None and "TORCHELASTIC_RUN_ID" not in os.environ:
+        import json
+
+        print(json.dumps({"error": message, "exit_code": code}), flush=True)
+    else:
+        print(message if code == errors.INTERRUPTED else f"Error: {message}", file=sys.stderr)
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and exit."""
+    if wanted:
         print(f"fastcifar {__version__}")
         raise typer.Exit()
 
@@ -85,17 +127,10 @@ def show_version(asked: bool) -> None:
 @app.callback(invoke_without_command=True)
 def common(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Train on CIFAR-10 in seconds, and see where the time goes."""
     if context.invoked_subcommand is None:
         print(context.get_help())
-
-
-app.command()(download)
-app.command()(recipes)
-app.command()(train)
-app.command(name="eval")(evaluate)
-app.command()(profile)
-app.command()(bench)
-app.command()(search)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastcifar.cli.completion import complete_dataset
 from fastcifar.cli.options import AsJson, Quiet, document
 from fastcifar.errors import UsageError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def download(
-    dataset: Annotated[str, typer.Option(help="cifar10 or cifar100.")] = "cifar10",
+    dataset: Annotated[str, typer.Option(help="cifar10 or cifar100.", autocompletion=complete_dataset)] = "cifar10",
     source: Annotated[
         Path | None,
         typer.Option("--from", metavar="PATH", help="Import an archive, its extracted folder or an image folder."),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from fastcifar.cli.completion import complete_dataset
 from fastcifar.cli.options import AsJson, Device, Quiet, Threads, document, load_or_download
 from fastcifar.errors import UsageError
 from fastcifar.recipes.schema import Views
@@ -20,7 +21,9 @@ def evaluate(
         list[Path] | None,
         typer.Argument(help="Image files, or a folder of images or of class folders; by default the test set."),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Evaluate on the test set of this dataset.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Evaluate on the test set of this dataset.", autocompletion=complete_dataset)
+    ] = None,
     tta: Annotated[Tta, typer.Option(help="Test-time augmentation.")] = "recipe",
     per_class: Annotated[bool, typer.Option("--per-class", help="Show the accuracy of each class.")] = False,
     confusion: Annotated[bool, typer.Option("--confusion", help="Show the confusion matrix.")] = False,

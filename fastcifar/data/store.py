@@ -27,7 +27,7 @@ from fastcifar.data.images import read_image_folder
 from fastcifar.data.mirrors import remote_archive
 from fastcifar.data.shapes import make_shapes
 from fastcifar.errors import DataError, UsageError
-from fastcifar.system.files import home, home_lock, load_tensors, save_tensors
+from fastcifar.system.files import dataset_files, home, home_lock, load_tensors, save_tensors
 
 FIELDS = ("mean", "std", "digest", "published", "source")  # of Dataset, stored under these names
 
@@ -45,7 +45,7 @@ def dataset_path(name: str) -> Path:
 
 def dataset_names() -> list[str]:
     """The datasets on this machine: those in FASTCIFAR_HOME, and the embedded one."""
-    return sorted({EMBEDDED, *(path.stem for path in home().glob("[!.]*.pt") if path.is_file())})
+    return sorted({EMBEDDED, *(path.stem for path in dataset_files())})
 
 
 def download_hint(name: str) -> str:

@@ -236,6 +236,11 @@ def temporary_home() -> Path:
     return folder
 
 
+def dataset_files() -> list[Path]:
+    """The files of the datasets in `home()`, named after them; without torch, for shell completion."""
+    return sorted(path for path in home().glob("[!.]*.pt") if path.is_file())
+
+
 def home_lock(name: str) -> AbstractContextManager[None]:
     """One of the locks in `home()`, waited for; raises DataError where it cannot be written."""
     return lock(home() / name, wait=True, advice=SET_HOME)
