@@ -52,6 +52,10 @@ class Interrupted(FastcifarError):
     exit_code = INTERRUPTED
 
 
+class FastcifarWarning(UserWarning):
+    """A sentence about something that the user should know and that ends nothing."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown `word`: the closest known one, or all known ones."""
     names = list(known)

@@ -62,7 +62,7 @@ def download(
             result = verify_dataset(dataset, view.update, notes.append)
             notes.append(f"{dataset} is on this machine already; its content was verified.")
         else:
-            result = download_dataset(dataset, url, view.update)
+            result = download_dataset(dataset, url, view.update, screen.note)
     for note in notes:
         screen.note(note)
     show_dataset(result, notes, screen)

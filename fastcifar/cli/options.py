@@ -157,7 +157,7 @@ def load_or_download(name: str, screen: Screen) -> Dataset:
             raise
     screen.note(f"{name} is not on this machine yet.")
     with ProgressView(screen) as view:
-        return download_dataset(name, None, view.update)
+        return download_dataset(name, None, view.update, screen.note)
 
 
 def check_seed(seed: int) -> None:
