@@ -15,7 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from fastcifar import errors
+from fastcifar.cli import signals
 from fastcifar.cli.bench import bench
+from fastcifar.cli.display.encoding import prepare_outputs
 from fastcifar.cli.download import download
 from fastcifar.cli.evaluate import evaluate
 from fastcifar.cli.options import GroupedHelp
@@ -53,7 +55,11 @@ for name, command in COMMANDS.items():
 
 def main() -> None:
     """Run the command line and exit with its exit code; on failure print why, as JSON with `--json`."""
+    signals.install()
+    prepare_outputs()
     code, message = run()
+    if code == errors.INTERRUPTED:
+        code = signals.exit_code()
     if message:
         print_failure(code, message)
     sys.exit(code)
@@ -74,6 +80,8 @@ def run() -> tuple[int, str]:
         return errors.OK, ""
     except (Exception, KeyboardInterrupt) as error:
         return explain(error)
+    finally:
+        signals.caught()
     code = returned if isinstance(returned, int) else errors.OK
     return code, "Interrupted." if code == errors.INTERRUPTED else ""  # Typer turns Ctrl-C into this code
 
@@ -83,7 +91,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     match error:
         case FastcifarError():
             return error.exit_code, str(error)
-        case KeyboardInterrupt():
+        case _ if isinstance(error, KeyboardInterrupt) or signals.received.number:  # what it broke may raise anything
             return errors.INTERRUPTED, "Interrupted."
         case BrokenPipeError():  # the last flush: as above, no error
             sys.stdout = None
@@ -114,7 +122,7 @@ def print_failure(code: int, message: str) -> None:
 
         print(json.dumps({"error": message, "exit_code": code}), flush=True)
     else:
-        print(message if code == errors.INTERRUPTED else f"Error: {message}", file=sys.stderr)
+        print(message if code > 128 else f"Error: {message}", file=sys.stderr)  # above 128 a signal ended it
 
 
 def show_version(wanted: bool) -> None:
