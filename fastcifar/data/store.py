@@ -27,7 +27,7 @@ from fastcifar.data.images import read_image_folder
 from fastcifar.data.mirrors import remote_archive
 from fastcifar.data.shapes import make_shapes
 from fastcifar.errors import DataError, UsageError
-from fastcifar.system.files import dataset_files, home, home_lock, load_tensors, save_tensors
+from fastcifar.system.files import dataset_files, expand_user, home, home_lock, load_tensors, save_tensors
 
 FIELDS = ("mean", "std", "digest", "published", "source")  # of Dataset, stored under these names
 
@@ -185,7 +185,7 @@ def read_source(path: Path, dataset: str, name: str | None, progress: Progress) 
 
     Raises DataError for what is none of these, cannot be read, or cannot be trusted.
     """
-    path = path.expanduser()
+    path = expand_user(path)
     try:
         if not path.exists():
             raise DataError(f"There is no file or folder {path}.")
