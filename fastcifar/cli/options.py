@@ -151,7 +151,7 @@ def load_or_download(name: str, screen: Screen) -> Dataset:
     from fastcifar.data.store import MissingDataset, download_dataset, load_dataset
 
     try:
-        return load_dataset(name)
+        return load_dataset(name, screen.note)
     except MissingDataset:
         if name not in PUBLISHED:
             raise

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fastcifar.data.dataset import Progress, no_progress
+from fastcifar.data.dataset import Note, Progress, no_note, no_progress
 from fastcifar.data.server import LIMITS, Limits, LostConnection, ServerError, SlowServer, receive, size_of
 from fastcifar.errors import DataError
 from fastcifar.system.files import SET_HOME, write_error
@@ -22,12 +21,6 @@ ALTERNATIVES = (
     "import a copy with `fastcifar download --from PATH`, name a mirror with --url, or use `--dataset shapes`"
 )
 EARLIER = "an earlier download"
-
-Note = Callable[[str], None]  # a sentence about what is being done
-
-
-def no_note(sentence: str) -> None:
-    """A Note that does nothing."""
 
 
 @dataclass(frozen=True)

@@ -160,12 +160,14 @@ def evaluation_report(found: dict[str, Any], classes: list[str]) -> RenderableTy
         views = f"test-time augmentation: {found['tta']}"
         parts.append(facts([("accuracy", f"{percent(found['accuracy'])} of {found['images']:,} images ({views})")]))
     if "per_class" in found:
-        parts.append(facts((name, percent(value)) for name, value in found["per_class"].items()))
+        parts.append(facts((name, percent(value) or "no images") for name, value in found["per_class"].items()))
     if "confusion" in found:
         parts.append(confusion_table(found["confusion"], classes))
     for prediction in found.get("predictions", ()):
         likely = ", ".join(f"{item['class']} {100 * item['probability']:.1f} %" for item in prediction["classes"])
         parts.append(Text(f"{prediction['file']}: {likely}"))
+    if more := found["images"] - len(found.get("predictions", ())) if found["accuracy"] is None else 0:
+        parts.append(Text(f"and {more:,} more images: --csv FILE writes a row for each."))
     return Group(*parts)
 
 
