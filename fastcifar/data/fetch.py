@@ -156,7 +156,10 @@ class Download:
             ((url, reason),) = self.failed.items()
             text = f"{url} {reason}"
         else:
-            reasons = "; ".join(f"{name_of(url)} {reason}" for url, reason in self.failed.items())
+            names = {
+                why: [name_of(url) for url in self.failed if self.failed[url] == why] for why in self.failed.values()
+            }
+            reasons = "; ".join(f"{', '.join(names)} {why}" for why, names in names.items())
             text = f"None of {len(self.failed)} servers gave the file ({reasons})"
         return (
             f"{text}; run it again to resume, or {ALTERNATIVES}." if size_of(self.part) else f"{text}: {ALTERNATIVES}."

@@ -29,7 +29,7 @@ from fastcifar.data.readers import read_source
 from fastcifar.data.shapes import make_shapes
 from fastcifar.data.source import Reading
 from fastcifar.errors import DataError, UsageError
-from fastcifar.system.files import dataset_files, home, home_lock, load_tensors, save_tensors
+from fastcifar.system.files import dataset_files, expand_user, home, home_lock, load_tensors, save_tensors
 
 ORDER = "SHA-256 of the pixels, then the label"  # of the images, stored under "order"; earlier files lack it
 FIELDS = ("mean", "std", "digest", "published", "source")  # of Dataset, stored under these names
@@ -184,7 +184,7 @@ def import_dataset(
         raise UsageError(f"--test-share {test_share:g} must lie between 0 and 1: 0.2 is a fifth of each class.")
     if name is not None:
         dataset_path(name)  # an impossible name is refused now, not after a minute of reading
-    imported = read_source(path.expanduser(), Reading(dataset, resize, progress), name, test_share, note)
+    imported = read_source(expand_user(path), Reading(dataset, resize, progress), name, test_share, note)
     if imported.name in (*PUBLISHED, EMBEDDED) and not imported.published:
         raise UsageError(f"{path} does not hold the published '{imported.name}': keep it under a --name of its own.")
     return save_dataset(imported)

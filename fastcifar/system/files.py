@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -177,9 +178,10 @@ def acquire(held: BaseFileLock, locked: str, wait: bool) -> BaseFileLock:
     return held
 
 
+@cache
 def warn(sentence: str) -> None:
-    """A warning to the user, shown once."""
-    warnings.warn(sentence, FastcifarWarning, stacklevel=1)  # of this line: Python shows it once in each place
+    """A warning to the user, shown once: Python itself forgets what it showed whenever a library adds a filter."""
+    warnings.warn(sentence, FastcifarWarning, stacklevel=3)
 
 
 def expand_user(path: Path) -> Path:
