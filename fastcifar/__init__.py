@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fastcifar.system.processors import set_wait_policy
 from fastcifar.version import __version__
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from fastcifar.training.run import Trained, train
 
 __all__ = ["Trained", "__version__", "load", "load_dataset", "load_recipe", "profile", "subset", "train"]
+
+set_wait_policy()  # before torch is loaded, by whoever imports it
 
 HOMES = {  # of the public names
     "Trained": "training.run",

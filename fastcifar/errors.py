@@ -1,7 +1,7 @@
-"""Errors that a person can act on, and the exit code of each kind.
+"""Exceptions for errors that the user can correct, and exit codes.
 
 A message is one sentence that says what is wrong, where, and what to do about it. The command line prints it
-without a traceback and leaves with the code; anything that is not a `FastcifarError` is a bug of this program.
+without a traceback and exits with the code; any other exception is a bug of this program.
 """
 
 from __future__ import annotations
@@ -19,41 +19,45 @@ INTERRUPTED = 130
 
 
 class FastcifarError(Exception):
-    """Base of all errors meant for people; `exit_code` is what the process ends with."""
+    """Base of all errors with a message for the user; `exit_code` is the exit code of the process."""
 
     exit_code = BUG
 
 
 class UsageError(FastcifarError):
-    """A wrong option, recipe, key or value, or a recipe file that cannot be understood (exit code 2)."""
+    """An unknown or wrong option, recipe, key or value, or a recipe file that does not parse (exit code 2)."""
 
     exit_code = USAGE
 
 
 class DataError(FastcifarError):
-    """Data missing, damaged or unreadable, no network, disk full, an output that cannot be written (exit code 3)."""
+    """Data missing, damaged or unreadable, no network, disk full, output that cannot be written (exit code 3)."""
 
     exit_code = DATA
 
 
 class MachineError(FastcifarError):
-    """This machine cannot do it, or the training failed: no such device, out of memory, loss not finite (4)."""
+    """This machine cannot do it, or the training failed: no such device, out of memory (exit code 4)."""
 
     exit_code = MACHINE
 
 
 class Diverged(MachineError):
-    """The loss of a training is not finite (4)."""
+    """The loss of a training is not finite (exit code 4)."""
 
 
 class Interrupted(FastcifarError):
-    """Somebody pressed Ctrl-C; the message says what was kept (130)."""
+    """Ctrl-C was pressed; the message says what was kept (exit code 130)."""
 
     exit_code = INTERRUPTED
 
 
+class FastcifarWarning(UserWarning):
+    """A sentence about something that the user should know and that ends nothing."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown `word`: the nearest right one, or all there are where none is near."""
+    """The end of an error message about an unknown `word`: the closest known one, or all known ones."""
     names = list(known)
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known are: {', '.join(names)}."

@@ -1,17 +1,14 @@
-"""What tests share: a home of their own, the command line as a real process, small datasets in every packaging."""
+"""What tests share: a home of their own, the command line as a process and in this one, small datasets."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from hashlib import md5
 from pathlib import Path
 from typing import Any
@@ -21,12 +18,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run side by side; PyT
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from helpers import TINY, Call, Cli, Finished, Official, few_shapes, make_folder, tar_of
 
 from fastcifar.cli.app import main
 from fastcifar.data import cifar as importing
 from fastcifar.data import store as data
-from fastcifar.data.dataset import Dataset, Split
+
+__all__ = ["Call", "Cli", "Official", "few_shapes", "make_folder", "tar_of"]  # tests import them from here
+
+# Shells start background jobs with SIGINT ignored, and children inherit that: tests of Ctrl-C would hang.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(os.environ.get("FASTCIFAR_SHARED", Path(__file__).resolve().parents[2] / "shared" / "cifar10"))
 
@@ -39,6 +40,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Count the tests that need a GPU and did not run, so that nobody forgets them."""
+    skipped = sum("gpu" in report.keywords for report in terminalreporter.stats.get("skipped", ()))
+    if skipped:
+        terminalreporter.write_line(f"{skipped} GPU tests were skipped: there is no CUDA device.")
 
 
 @pytest.fixture(scope="session")
@@ -67,32 +75,6 @@ def no_home(home: Path) -> Path:
     return home
 
 
-def few_shapes(train: int, test: int) -> Dataset:
-    """The first so many embedded images of each part."""
-    whole = data.load_dataset("shapes")
-    cut = [
-        Split(part.images[:count], part.labels[:count]) for part, count in ((whole.train, train), (whole.test, test))
-    ]
-    return dataclasses.replace(whole, train=cut[0], test=cut[1])
-
-
-@dataclass
-class Finished:
-    """What a process left: exit code and both outputs."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.out)
-
-
-Cli = Callable[..., Finished]
-Call = Callable[..., Finished]
-
-
 @pytest.fixture
 def cli(tmp_path: Path) -> Cli:
     """Run `fastcifar` as a process of its own in an empty folder, its output in pipes."""
@@ -112,22 +94,38 @@ def cli(tmp_path: Path) -> Cli:
     return run
 
 
+def leave_main(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """Run the command line in this process; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["fastcifar", *map(str, arguments)])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
     """Run the command line in this process, in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str | Path) -> Finished:
-        monkeypatch.setattr(sys, "argv", ["fastcifar", *map(str, arguments)])
         capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            main()
-        code = left.value.code
+        code = leave_main(monkeypatch, *arguments)
         out, err = capfd.readouterr()
-        assert isinstance(code, int)
         return Finished(code, out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, compiled: Path) -> Path:
+    """The folder of a short run on the embedded images."""
+    root = tmp_path_factory.mktemp("trained")
+    (root / "native").symlink_to(compiled)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("FASTCIFAR_HOME", str(root))
+        assert leave_main(monkeypatch, *TINY, "--out", root / "run", "--quiet") == 0
+    return root / "run"
 
 
 @pytest.fixture(scope="session")
@@ -143,30 +141,9 @@ def cifar10_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "home"
 
 
-def make_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), count: int = 3, suffix: str = ".png") -> Path:
-    """An image folder of random 32x32 images."""
-    random = np.random.default_rng(0)
-    for split in ("train", "test"):
-        for name in classes:
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / split / name / f"{name}_s_{i:06d}{suffix}")
-    return root
-
-
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     return make_folder(tmp_path / "pets")
-
-
-@dataclass
-class Official:
-    """A small dataset in the official packaging, and the folder and archive it lies in."""
-
-    folder: Path
-    archive: Path
-    facts: importing.Published
 
 
 @pytest.fixture
@@ -194,6 +171,7 @@ def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Offici
         tar.add(folder, arcname=folder.name)
     facts = importing.Published(
         url="http://127.0.0.1:9/cifar-10-python.tar.gz",
+        folder=folder.name,
         archive=archive.name,
         archive_md5=md5(archive.read_bytes()).hexdigest(),
         train={name: sums[name] for name in ("data_batch_1", "data_batch_2")},
@@ -205,13 +183,3 @@ def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Offici
     monkeypatch.setattr(importing, "published_facts", lambda name: facts)
     monkeypatch.setattr(data, "HASHES", {})
     yield Official(folder, archive, facts)
-
-
-def tar_of(path: Path, members: dict[str, bytes]) -> Path:
-    """A gzipped tar archive with these members."""
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path

@@ -49,7 +49,7 @@ PLACES = {  # the only folder that imports a package
 
 # What must start at once, and the packages that take seconds: torch and those that import it.
 AT_ONCE_FOLDERS = {"__init__", "__main__", "cli", "recipes", "errors", "stats", "version"}
-AT_ONCE_FILES = {"fastcifar.bench.results", "fastcifar.bench.report"}
+AT_ONCE_FILES = {"fastcifar.bench.records", "fastcifar.bench.results", "fastcifar.bench.report"}
 SLOW = {"torch", "torchvision", "triton"}
 
 MOST_LINES = 400
@@ -286,8 +286,8 @@ TYPES = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    "
         ("training/run.py", LATER + "from fastcifar import load", wrong_order, "__init__ is not below training"),
         ("training/run.py", LATER + "from fastcifar.bench.nothing import x", wrong_order, "fastcifar.bench.nothing"),
         ("helpers.py", "", wrong_order, "fastcifar/helpers.py is in no folder of the order"),
-        ("bench/results.py", LATER + "from fastcifar.bench import report", circles, "fastcifar/bench/report.py"),
-        ("bench/results.py", TYPES + "from fastcifar.bench.report import Report", circles, "fastcifar/bench/report.py"),
+        ("bench/records.py", LATER + "from fastcifar.bench import report", circles, "fastcifar/bench/report.py"),
+        ("bench/records.py", TYPES + "from fastcifar.bench.report import Report", circles, "fastcifar/bench/report.py"),
         ("version.py", LATER + "from fastcifar import train", circles, "fastcifar/__init__.py"),
         ("training/run.py", LATER + "from rich.text import Text", misplaced_packages, "rich, which only cli.display"),
         ("cli/options.py", TYPES + "from rich.text import Text", misplaced_packages, "rich, which only cli.display"),

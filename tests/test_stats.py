@@ -229,8 +229,13 @@ def test_drift() -> None:
 # --- the anytime-valid interval ---
 
 
+def single_interval(values: list[float], alpha: float = 0.05, scale: float = 1.0) -> stats.Interval:
+    """The interval that all values give alone, which the sequence intersects with those before."""
+    return stats._single_intervals(values, alpha, scale)[-1]
+
+
 def e_value(values: list[float], mu: float, scale: float) -> float:
-    """The Bayes factor that `sequence_interval` describes, by integrating over sigma and the effect size."""
+    """The Bayes factor that `confidence_sequence` describes, by integrating over sigma and the effect size."""
     x = np.array(values) - mu
 
     def given_effect(effect: float) -> float:
@@ -248,14 +253,13 @@ def e_value(values: list[float], mu: float, scale: float) -> float:
 @pytest.mark.parametrize(("runs", "alpha", "scale"), [(5, 0.05, 1.0), (8, 0.1, 0.7), (12, 0.01, 1.0), (30, 0.05, 0.5)])
 def test_at_its_ends_the_bayes_factor_is_one_over_alpha(runs: int, alpha: float, scale: float) -> None:
     values = list(np.random.default_rng(runs).normal(0.3, 1, runs))
-    low, high = stats.sequence_interval(values, alpha, scale)
+    low, high = single_interval(values, alpha, scale)
     assert e_value(values, low, scale) == pytest.approx(1 / alpha, rel=1e-5)
     assert e_value(values, high, scale) == pytest.approx(1 / alpha, rel=1e-5)
     assert e_value(values, (low + high) / 2, scale) < 1
 
 
 def test_before_five_runs_it_says_nothing() -> None:
-    assert stats.sequence_interval([]) == stats.sequence_interval([1.0]) == (-math.inf, math.inf)
     assert stats.confidence_sequence([]) == []
     intervals = stats.confidence_sequence([1.0, 1.1, 0.9, 1.0, 1.2])
     assert [math.isinf(high) for _, high in intervals] == [True] * 4 + [False]
@@ -263,17 +267,17 @@ def test_before_five_runs_it_says_nothing() -> None:
 
 @given(st.lists(st.floats(-1, 1), min_size=5, max_size=60), st.floats(-3, 3), st.floats(0.1, 10))
 def test_it_moves_and_scales_with_the_values(values: list[float], shift: float, factor: float) -> None:
-    low, high = stats.sequence_interval(values)
-    moved = stats.sequence_interval([factor * value + shift for value in values])
+    low, high = single_interval(values)
+    moved = single_interval([factor * value + shift for value in values])
     assert np.allclose(moved, (factor * low + shift, factor * high + shift), atol=1e-6)
-    wider = stats.sequence_interval(values, alpha=0.01)
+    wider = single_interval(values, alpha=0.01)
     assert wider[0] <= low <= high <= wider[1]
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=60))
 def test_the_sequence_only_narrows_and_is_the_intersection(values: list[float]) -> None:
     intervals = stats.confidence_sequence(values)
-    alone = [stats.sequence_interval(values[: n + 1]) for n in range(len(values))]
+    alone = [single_interval(values[: n + 1]) for n in range(len(values))]
     for (low, high), (next_low, next_high) in itertools.pairwise(intervals):
         assert low <= next_low <= next_high <= high
     low, high = max(low for low, _ in alone), min(high for _, high in alone)
@@ -281,7 +285,7 @@ def test_the_sequence_only_narrows_and_is_the_intersection(values: list[float]) 
 
 
 def test_equal_values_leave_one_point() -> None:
-    assert stats.sequence_interval([0.0] * 5) == (0.0, 0.0)
+    assert stats.confidence_sequence([0.0] * 5)[-1] == (0.0, 0.0)
     assert stats.confidence_sequence([0.25] * 9)[-1] == (0.25, 0.25)
 
 
@@ -332,7 +336,7 @@ def test_the_simulation_is_of_the_module() -> None:
     means, half, fixed = half_widths(values)
     for row in range(3):
         for n in (1, 4, 5, 6, 20, 77, 200):
-            found = stats.sequence_interval(list(values[row, :n]))
+            found = single_interval(list(values[row, :n]))
             center, width = means[row, n - 1], half[row, n - 1]
             assert np.allclose(found, (center - width, center + width), rtol=1e-9, atol=1e-12)
         interval = stats.estimate(list(values[row])).ci95

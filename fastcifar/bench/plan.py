@@ -1,6 +1,6 @@
-"""Many runs of several recipes with the same seeds, by turns, so that drift of the machine hits all alike.
+"""A bench: many runs of several recipes with the same seeds, interleaved, so that drift of the machine affects all.
 
-What remains to be done is what no results file holds yet: a bench that was killed goes on where it stopped.
+The pending runs are those that no results file holds yet: a bench that was killed resumes.
 """
 
 from __future__ import annotations
@@ -8,62 +8,70 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from fastcifar.bench.code_digest import code_digest
+from fastcifar.bench.records import Header, RunRecord, Task, same_recipe
 from fastcifar.bench.report import Report, summarize
-from fastcifar.bench.results import Record, code_digest
 from fastcifar.data.dataset import Dataset
 from fastcifar.errors import UsageError
-from fastcifar.recipes.parse import bind_overrides, load_recipe, recipe_title, recipe_to_dict
+from fastcifar.recipes.parse import bind_overrides, load_recipe, recipe_title
 from fastcifar.recipes.schema import Recipe
 from fastcifar.system.device import device_name
-from fastcifar.training.engine import EAGER, Engine, bind_engines
+from fastcifar.training.engine import Engine, bind_engines
 from fastcifar.version import versions
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a bench is to do: recipes by name, the first the one that the others are held against."""
+class BenchPlan:
+    """What a bench is to do: recipes and engines by name; the others are compared with the first recipe."""
 
-    recipes: dict[str, Recipe]
+    recipes: Mapping[str, Recipe]
+    engines: Mapping[str, Engine]
     dataset: Dataset
     device: torch.device
     seeds: range
     target: float | None = None  # percent
     until_clear: bool = False
     margin: float = 0.1  # percentage points
-    engines: Mapping[str, Engine] = field(default_factory=dict)  # by the name of the recipe; eager where none is given
 
-    def header(self) -> Record:
+    def header(self) -> Header:
         """What all runs in a results file share."""
-        return {
-            "version": versions()["fastcifar"],
-            "code": code_digest(),
-            "torch": str(torch.__version__),
-            "device": device_name(self.device),
-            "engine": {name: self.engine(name).name for name in self.recipes},
-            "threads": torch.get_num_threads() if self.device.type == "cpu" else None,
-            "dataset": {"name": self.dataset.name, "digest": self.dataset.digest},
-            "recipes": {name: recipe_to_dict(each) for name, each in self.recipes.items()},
-        }
+        return Header(
+            versions()["fastcifar"],
+            code_digest(),
+            str(torch.__version__),
+            device_name(self.device),
+            torch.get_num_threads() if self.device.type == "cpu" else None,
+            {name: self.engines[name].name for name in self.recipes},
+            {name: self.precision(name) for name in self.recipes},
+            {"name": self.dataset.name, "digest": self.dataset.digest, "published": self.dataset.published},
+            dict(self.recipes),
+        )
 
-    def engine(self, name: str) -> Engine:
-        """How the steps of a recipe are executed."""
-        return self.engines.get(name, EAGER)
+    def precision(self, name: str) -> str:
+        """The precision a recipe trains in on this device: its own on CUDA, float32 elsewhere."""
+        return self.recipes[name].training.precision if self.device.type == "cuda" else "float32"
 
-    def report(self, runs: list[Record]) -> Report:
-        """What the runs so far say."""
+    def recipe(self, task: Task) -> Recipe:
+        """The recipe of a run, shortened to the run's fraction of its length."""
+        recipe = self.recipes[task.name]
+        training = dataclasses.replace(recipe.training, epochs=recipe.training.epochs * task.fraction)
+        return dataclasses.replace(recipe, training=training)
+
+    def report(self, runs: list[RunRecord]) -> Report:
+        """The report of the runs so far."""
         return summarize(runs, list(self.recipes), self.target, self.margin if self.until_clear else None)
 
 
-def named(
+def parse_contenders(
     arguments: Iterable[str], settings: Iterable[str], engines: Iterable[str] = ()
 ) -> tuple[dict[str, Recipe], dict[str, str]]:
-    """The recipes and engines of a command line: `air94`, `mine.toml` or `wide=air94`, with settings and engines bound
-    to names or for all.
+    """The recipes and the engines' names of a command line: `air94`, `mine.toml` or `wide=air94`, with settings and
+    engines for one name or for all.
 
     Raises UsageError for a name given twice, and for two names of one and the same recipe on the same engine.
     """
@@ -75,41 +83,36 @@ def named(
             raise UsageError(f"'{name}' is there twice: name the second one, for example other={file}.")
         check_name(name, argument)
         files[name] = file
-    bound = bind_overrides(settings, list(files))
-    found = {name: load_recipe(file, *bound[name]) for name, file in files.items()}
-    asked = bind_engines(engines, list(files), "auto")
-    for i, (name, each) in enumerate(found.items()):
-        for other in list(found)[:i]:
-            if same(each, found[other]) and asked[name] == asked[other]:
+    overrides = bind_overrides(settings, list(files))
+    recipes = {name: load_recipe(file, *overrides[name]) for name, file in files.items()}
+    engine_names = bind_engines(engines, list(files), "auto")
+    for i, (name, recipe) in enumerate(recipes.items()):
+        for other in list(recipes)[:i]:
+            if same_recipe(recipe, recipes[other]) and engine_names[name] == engine_names[other]:
                 raise UsageError(f"'{other}' and '{name}' are the same recipe with the same settings.")
-    return found, asked
+    return recipes, engine_names
 
 
 def check_name(name: str, where: str) -> None:
-    """Raise UsageError for a name of a recipe that is none."""
+    """Raise UsageError unless a recipe can be called so in a results file."""
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise UsageError(f"'{name}' in '{where}' is no name: use letters, digits, dots and dashes.")
 
 
-def same(a: Recipe, b: Recipe) -> bool:
-    """Whether two recipes differ in nothing but their names and summaries."""
-    return dataclasses.replace(a, name="", summary="") == dataclasses.replace(b, name="", summary="")
+def pending_runs(plan: BenchPlan, done: set[Task], rank: int = 0, ranks: int = 1) -> list[Task]:
+    """The runs that one of several ranks has still to make, in order: seed by seed, the recipes forward and backward
+    in turn.
 
-
-def remaining(plan: Plan, runs: list[Record], rank: int = 0, ranks: int = 1) -> list[tuple[str, int]]:
-    """The runs still to be made by one of several ranks, in order: seed by seed, the recipes by turns.
-
-    All recipes of a seed fall to one rank, so that what is compared was made on the same device.
+    All recipes of a seed fall to one rank, so that what is compared ran on the same device.
     """
-    done = {(run["name"], run["seed"]) for run in runs}
-    open_seeds = [seed for seed in plan.seeds if any((name, seed) not in done for name in plan.recipes)]
-    tasks = []
+    open_seeds = [seed for seed in plan.seeds if any(Task(name, seed) not in done for name in plan.recipes)]
+    tasks: list[Task] = []
     for seed in open_seeds[rank::ranks]:
-        order = list(plan.recipes) if seed % 2 == 0 else list(reversed(plan.recipes))
-        tasks += [(name, seed) for name in order if (name, seed) not in done]
+        names = list(plan.recipes) if seed % 2 == 0 else list(plan.recipes)[::-1]
+        tasks += [Task(name, seed) for name in names if Task(name, seed) not in done]
     return tasks
 
 
 def default_path(recipes: Iterable[str]) -> Path:
-    """Where results go when nothing else is asked."""
+    """The results file of a bench without --out."""
     return Path("bench") / f"{'-'.join(recipes)}-{time.strftime('%Y%m%d-%H%M%S')}.jsonl"

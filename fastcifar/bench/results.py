@@ -1,204 +1,236 @@
-"""The results file of a bench: a header that says what all runs share, then one line of JSON a finished run.
+"""Results files (JSON Lines): a header that says what all runs share, then one line a finished run.
 
-A line is on disk before the next run begins, so that a kill at any moment loses at most the run in flight. The file
-is locked while a bench adds to it.
+A line is on disk before the next run begins, so that a kill at any moment loses at most the run in flight. A file is
+locked while a bench adds to it, and all its runs are of one machine. Runs of several files and run folders are pooled
+by `merge`.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterable
-from hashlib import sha256
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
+from fastcifar.bench.records import FORMATS, KIND, Header, RunRecord, Task, recipe_differences, run_folder_header
 from fastcifar.errors import DataError, UsageError
+from fastcifar.recipes.schema import Recipe
 
-KIND, FORMAT = "fastcifar bench", 1
-RUN_KEYS = {"name", "recipe", "seed", "accuracy", "train_s"}
-Record = dict[str, Any]
+RECORD = "run.json"  # of a training, in its run folder
 
 
-class Results:
-    """A results file that is being added to; what it held before is in `runs`."""
+class ResultsFile:
+    """A results file that runs are added to, in a `with` block; `runs` holds what is in it."""
 
-    def __init__(self, path: Path, header: Record) -> None:
+    def __init__(self, path: Path, header: Header) -> None:
         self.path = path
-        self.header = {"kind": KIND, "format": FORMAT, **header}
-        self.runs: list[Record] = []
-        self.file: BinaryIO | None = None
+        self.header = header
+        self.runs: list[RunRecord] = []
+        self.file: FileIO | None = None
+        self.resources = ExitStack()
 
     def __enter__(self) -> Self:
-        """Open and lock the file; read what is in it, and cut off a line that a kill broke.
+        """Lock, open and read the file, and cut off a line that a kill broke.
 
-        Raises DataError where it cannot be written, is damaged, or belongs to another bench that runs; UsageError where
-        its runs were made of something else.
+        Raises DataError where it cannot be written, is damaged, or another bench adds to it; UsageError where its runs
+        cannot be compared with the ones to come.
         """
         if self.path.exists() and not self.path.is_file():
             raise DataError(f"Results file {self.path} cannot be written: it is no regular file; give another --out.")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(self.path, "a+b")
-        except OSError as error:
-            raise DataError(
-                f"Results file {self.path} cannot be written: {error.strerror}; give another --out."
-            ) from None
-        try:
-            lock(self.file, self.path)
-            header, self.runs, whole = parse(self.path, read_all(self.file))
-            self.file.truncate(whole)
+        with self.resources:
+            self.open()
+            header, self.runs, whole = parse(self.path, self.path.read_bytes())
+            self.truncate(whole)
             if header is None:
-                self.write(self.header)
+                self.write(self.header.line())
             elif different := differences(header, self.header):
                 raise UsageError(
                     f"{self.path} holds runs of another bench ({'; '.join(different)}): give another --out, or the "
                     "same recipes and settings on the same machine."
                 )
-        except BaseException:
-            self.file.close()
-            raise
+            self.resources = self.resources.pop_all()
         return self
+
+    def open(self) -> None:
+        """Lock the file, and open it for appending."""
+        from fastcifar.system.files import Locked, lock
+
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            held = lock(self.path.with_name(f".{self.path.name}.lock"), wait=False, advice="give another --out")
+            self.resources.enter_context(held)
+            self.file = self.resources.enter_context(open(self.path, "ab", buffering=0))  # noqa: SIM115
+        except Locked:
+            raise DataError(
+                f"Results file {self.path} is open in another bench: wait for it, or give another --out."
+            ) from None
+        except OSError as error:
+            raise DataError(
+                f"Results file {self.path} cannot be written: {error.strerror}; give another --out."
+            ) from None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self.file is not None
-        self.file.close()
+        self.resources.close()
 
-    def add(self, run: Record) -> None:
-        """Write one finished run; on disk when this returns."""
-        self.write(run)
+    def add(self, run: RunRecord) -> None:
+        """Write one finished run; it is on disk when this returns. Raises DataError where there is no room."""
+        self.write(run.line())
         self.runs.append(run)
 
-    def write(self, line: Record) -> None:
-        """One line, whole or not at all; raises DataError where there is no room for it."""
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one line, completely or not at all."""
         assert self.file is not None
-        before = os.fstat(self.file.fileno()).st_size
+        content, before = json.dumps(line).encode() + b"\n", os.fstat(self.file.fileno()).st_size
         try:
-            self.file.write(json.dumps(line).encode() + b"\n")
-            self.file.flush()
+            if self.file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(self.file.fileno())
         except OSError as error:
-            self.file = open(os.devnull, "wb")  # noqa: SIM115 - what is left in the old one's buffer cannot be written
-            os.truncate(self.path, before)
+            self.truncate(before)
             raise DataError(f"Results file {self.path} cannot be written: {error.strerror}; make room.") from None
 
+    def truncate(self, length: int) -> None:
+        """Cut the file to its first bytes, where it is longer."""
+        if self.path.stat().st_size > length:
+            os.truncate(self.path, length)
 
-def lock(file: BinaryIO, path: Path) -> None:
-    """Take the file for this process alone; raises DataError where another has it."""
+
+@dataclass(frozen=True)
+class Results:
+    """Runs and what is known of them, from one file or several."""
+
+    where: Path
+    header: Header
+    runs: list[RunRecord]
+
+
+def load(path: Path) -> Results:
+    """The runs in a results file, or the run in a run folder or its `run.json`.
+
+    Raises DataError where it is missing, empty, damaged or something else.
+    """
+    file = path / RECORD if path.is_dir() else path
     try:
-        import fcntl
-    except ImportError:  # Windows: two benches into one file are not kept apart
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise DataError(f"Results file {path} is open in another bench: wait for it, or give another --out.") from None
-
-
-def read_all(file: BinaryIO) -> bytes:
-    file.seek(0)
-    return file.read()
-
-
-def load(path: Path) -> tuple[Record, list[Record]]:
-    """The header and the runs of a results file; raises DataError where it is missing, empty or damaged."""
-    try:
-        content = path.read_bytes()
+        content = file.read_bytes()
     except OSError as error:
-        raise DataError(f"Results file {path} cannot be read: {error.strerror}.") from None
-    header, runs, _ = parse(path, content)
+        raise DataError(f"{file} cannot be read: {error.strerror}.") from None
+    if (document := decode(content)) and document.get("command") == "train":
+        return load_run(file, document)
+    header, runs, _ = parse(file, content)
     if header is None:
-        raise DataError(f"{path} holds no runs of `fastcifar bench`.")
-    return header, runs
+        raise DataError(f"{file} holds no runs of `fastcifar bench`.")
+    return Results(file, header, runs)
 
 
-def parse(path: Path, content: bytes) -> tuple[Record | None, list[Record], int]:
-    """Header, runs and length of the whole lines; an unfinished last line is left out, any other is refused."""
+def load_run(path: Path, document: dict[str, Any]) -> Results:
+    """The one run of a training's record; raises DataError for a damaged one."""
+    try:
+        header = run_folder_header(document, str(path))
+        run = RunRecord.from_line({"name": document["recipe"], **document}, header)
+    except (KeyError, TypeError, AttributeError):
+        run = None
+    if run is None:
+        raise DataError(f"{path} is damaged: it is no whole record of a run.")
+    return Results(path, header, [run])
+
+
+def parse(path: Path, content: bytes) -> tuple[Header | None, list[RunRecord], int]:
+    """Header, runs and length of the complete lines; an unfinished last line is left out, any other is refused."""
     end = content.rfind(b"\n") + 1
     lines = [decode(line) for line in content[:end].splitlines()]
     if lines and lines[-1] is None and len(lines) > 1:  # a power cut may leave a line's end without its middle
         end -= len(content[:end].splitlines(keepends=True)[-1])
         lines.pop()
-    if not lines:
-        if content and not content.startswith(b'{"kind"'):
-            raise DataError(f"{path} is no results file of `fastcifar bench`.")
+    if not lines and (not content or content.startswith(b'{"kind"')):
         return None, [], 0
-    header, runs = lines[0], lines[1:]
-    if header is None or header.get("kind") != KIND:
+    if not lines or lines[0] is None or lines[0].get("kind") != KIND:
         raise DataError(f"{path} is no results file of `fastcifar bench`.")
-    if header.get("format") != FORMAT:
-        raise DataError(f"{path} was written by another version of fastcifar (format {header.get('format')}).")
-    for number, run in enumerate(runs, start=2):
-        if run is None or not run.keys() >= RUN_KEYS:
-            raise DataError(f"Line {number} of {path} is broken: mend or remove it, its run will be made again.")
+    if lines[0].get("format") not in FORMATS:
+        raise DataError(f"{path} was written by another version of fastcifar (format {lines[0].get('format')}).")
+    header = Header.from_line(lines[0], str(path))
+    runs = [RunRecord.from_line(line or {}, header) for line in lines[1:]]
+    if None in runs:
+        number = runs.index(None) + 2
+        raise DataError(f"Line {number} of {path} is broken: mend or remove it, its run will be made again.")
     return header, [run for run in runs if run is not None], end
 
 
-def decode(line: bytes) -> Record | None:
-    """One line as a record; None where it is none."""
+def decode(content: bytes) -> dict[str, Any] | None:
+    """A JSON object; None for anything else."""
     try:
-        value = json.loads(line)
+        value = json.loads(content)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
 
 
-def differences(old: Record, new: Record) -> list[str]:
-    """What two headers do not share, in words."""
+def differences(old: Header, new: Header) -> list[str]:
+    """What two headers do not share, in words: their runs cannot stand in one file, nor be made by one bench."""
     found = []
-    for key in sorted({*old, *new} - {"recipes"}):
-        if old.get(key) != new.get(key):
-            found.append(f"{key} was {old.get(key)}, is {new.get(key)}")
-    before, now = old.get("recipes", {}), new["recipes"]
-    found += [f"recipe '{name}' is not in it" for name in now if name not in before]
-    found += [f"recipe '{name}' is missing" for name in before if name not in now]
-    for name in now:
-        if name in before:
-            pairs = sorted(set(flat(before[name])) ^ set(flat(now[name])))
-            found += [f"recipe '{name}' differs in {key}" for key in sorted({key for key, _ in pairs})]
+    for key in ("code", "dataset", "device", "engine", "precision", "threads", "torch", "version"):
+        before, now = getattr(old, key), getattr(new, key)
+        if before != now:
+            found.append(f"{key} was {before}, is {now}")
+    found += [f"recipe '{name}' is not in it" for name in new.recipes if name not in old.recipes]
+    found += [f"recipe '{name}' is missing" for name in old.recipes if name not in new.recipes]
+    for name, recipe in new.recipes.items():
+        keys = recipe_differences(old.recipes[name], recipe) if name in old.recipes else []
+        found += [f"recipe '{name}' differs in {key}" for key in keys]
     return found
 
 
-def flat(tree: Record, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """The values of a tree by their dotted keys."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", json.dumps(value)
+@dataclass(frozen=True)
+class Pool:
+    """Runs that can be put together: their recipes by name, in the order of the files, and the runs by time."""
+
+    recipes: dict[str, Recipe]
+    runs: list[RunRecord]
+
+    @property
+    def device(self) -> str | None:
+        """The device, where all runs are of the same one."""
+        devices = {run.machine.device for run in self.runs if run.machine}
+        return devices.pop() if len(devices) == 1 else None
 
 
-def code_digest() -> str:
-    """What the program's own code is, shortened: results of different code are not mixed."""
-    digest = sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*")):
-        if path.suffix in (".py", ".cpp", ".h"):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+def merge(parts: list[Results]) -> Pool:
+    """Pool the runs of several files, whatever their machines.
 
-
-def reported(paths: list[Path]) -> tuple[Record, list[Record]]:
-    """A header with all recipes, and the runs, of several results files.
-
-    Raises UsageError where they do not belong together: one name for two recipes, a seed twice, other images.
+    Raises UsageError where they cannot be pooled: other images, one name for two recipes or precisions, a seed twice.
     """
-    loaded = [load(path) for path in paths]
-    header = {**loaded[0][0], "recipes": {}}
-    runs: dict[tuple[str, int], Record] = {}
-    for path, (other, lines) in zip(paths, loaded, strict=True):
-        for key in ("dataset", "device", "torch"):
-            if other[key] != header[key]:
-                raise UsageError(f"{path} and {paths[0]} hold runs of different kinds: {key} differs.")
-        for name, each in other["recipes"].items():
-            if header["recipes"].setdefault(name, each) != each:
-                raise UsageError(f"Recipe '{name}' in {path} is not the one of the same name in another file.")
-        for run in lines:
-            if (run["name"], run["seed"]) in runs:
-                raise UsageError(f"Seed {run['seed']} of '{run['name']}' in {path} is in another file too.")
-            runs[run["name"], run["seed"]] = run
-    made = {name for name, _ in runs}
-    header["recipes"] = {name: each for name, each in header["recipes"].items() if name in made} or header["recipes"]
-    return header, sorted(runs.values(), key=lambda run: float(run["at"]))
+    first = parts[0]
+    recipes: dict[str, tuple[Recipe, str, Path]] = {}
+    runs: dict[Task, RunRecord] = {}
+    for part in parts:
+        if not same_images(part.header.dataset, first.header.dataset):
+            raise UsageError(f"{part.where} and {first.where} hold runs on different images: report on them apart.")
+        for name, recipe in part.header.recipes.items():
+            precision = part.header.precision[name]
+            other, other_precision, where = recipes.setdefault(name, (recipe, precision, part.where))
+            different = recipe_differences(other, recipe) + ["precision"] * (precision != other_precision)
+            if different:
+                raise UsageError(
+                    f"Recipe '{name}' of {part.where} is not the one of the same name in {where}: they differ in "
+                    f"{', '.join(different)}."
+                )
+        for run in part.runs:
+            if run.task in runs:
+                raise UsageError(f"Seed {run.seed} of '{run.name}' in {part.where} is in another file too.")
+            runs[run.task] = run
+    names = {task.name for task in runs}
+    kept = {name: recipe for name, (recipe, _, _) in recipes.items() if name in names or not names}
+    return Pool(kept, sorted(runs.values(), key=lambda run: run.at))
+
+
+def same_images(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether two datasets are the same, by digest; by name where a record has no digest, as of trainings before."""
+    if a["digest"] is None or b["digest"] is None:
+        return bool(a["name"] == b["name"])
+    return bool(a["digest"] == b["digest"])

@@ -1,30 +1,35 @@
-"""Executing the runs of a bench, each written to disk before the next."""
+"""Making the runs of a bench, each on disk before the next begins."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fastcifar.bench.distributed import Ranks, earlier_files, together
-from fastcifar.bench.plan import Plan, remaining
-from fastcifar.bench.results import Record, Results, differences, load
+from fastcifar.bench.distributed import Ranks, earlier_files, here, process_group
+from fastcifar.bench.plan import BenchPlan, pending_runs
+from fastcifar.bench.records import Header, RunRecord, Task
+from fastcifar.bench.results import ResultsFile, differences, load
 from fastcifar.errors import Diverged, UsageError
 from fastcifar.recipes.parse import eval_split
+from fastcifar.recipes.schema import Recipe
+from fastcifar.training.flops import count_flops
 from fastcifar.training.run import train
 from fastcifar.training.trainer import Status
+
+FIGURES = ("accuracy", "accuracy_no_tta", "train_s", "epochs_s", "eval_s", "peak_memory")  # of a result
 
 
 @dataclass
 class Progress:
-    """Where a bench stands: changed in place, read by whoever draws it."""
+    """How far a bench is: changed in place, read by the view that draws it."""
 
     total: int
-    runs: list[Record]
-    now: str = ""  # the recipe in flight
-    seed: int = 0
+    runs: list[RunRecord]
+    task: Task | None = None  # the run in flight
     status: Status | None = None  # of the run in flight
     began: float = field(default_factory=time.monotonic)
     before: int = 0  # runs that an earlier process made
@@ -35,82 +40,110 @@ class Progress:
         return (self.total - len(self.runs)) * (time.monotonic() - self.began) / made if made else None
 
 
-def make(
-    plan: Plan, path: Path, ranks: Ranks, on_change: Callable[[Progress], None] = lambda progress: None
-) -> list[Record]:
-    """Make all runs that no results file holds yet, this rank's part of them, and return everybody's.
+@dataclass(frozen=True)
+class RankState:
+    """What the ranks tell each other before a bench: what they are to do, and the runs that they hold."""
 
-    Raises UsageError where the file, or another rank, is about something else.
+    header: Header
+    arguments: tuple[Any, ...]
+    runs: list[RunRecord]
+
+
+def run_bench(
+    plan: BenchPlan, path: Path, ranks: Ranks, on_change: Callable[[Progress], None] = lambda progress: None
+) -> list[RunRecord]:
+    """Make all runs that no results file holds yet, this rank's share of them; returns the runs of all ranks.
+
+    Raises UsageError where a results file or another rank is of another bench.
     """
-    with together(ranks), Results(ranks.file(path), plan.header()) as results:
+    with process_group(ranks), ResultsFile(ranks.file(path), plan.header()) as results:
         earlier = [load(file) for file in earlier_files(path, ranks)]
-        for header, _ in earlier:
-            check_same(results.header, header, "an earlier results file")
-        others = [run for _, runs in earlier for run in runs]
-        told = ranks.gather((results.header, asked(plan), results.runs + others))
-        for rank, (header, arguments, _) in enumerate(told):
-            check_same(told[0][0], header, f"rank {rank}")
-            if arguments != told[0][1]:
-                raise UsageError(f"Rank {rank} was started with other arguments than rank 0: start all alike.")
-        done = [run for _, _, runs in told for run in runs]
-        run_all(plan, results, remaining(plan, done, ranks.rank, ranks.size), on_change)
-        return sorted((run for runs in ranks.gather(results.runs + others) for run in runs), key=lambda run: run["at"])
+        for part in earlier:
+            check_same(results.header, part.header, "an earlier results file")
+        others = [run for part in earlier for run in part.runs]
+        arguments = (list(plan.seeds), plan.target, plan.until_clear, plan.margin)
+        states = ranks.all_gather(RankState(results.header, arguments, results.runs + others))
+        check_ranks(states)
+        done = {run.task for state in states for run in state.runs}
+        run_all(plan, results, pending_runs(plan, done, ranks.rank, ranks.size), on_change)
+        gathered = ranks.all_gather(results.runs + others)
+    return sorted((run for runs in gathered for run in runs), key=lambda run: run.at)
 
 
-def asked(plan: Plan) -> tuple[Any, ...]:
-    """What a plan asks for besides what its header says."""
-    return list(plan.seeds), plan.target, plan.until_clear, plan.margin
+def check_ranks(states: list[RankState]) -> None:
+    """Raise UsageError unless all ranks are to do the same."""
+    for rank, state in enumerate(states):
+        check_same(states[0].header, state.header, f"rank {rank}")
+        if state.arguments != states[0].arguments:
+            raise UsageError(f"Rank {rank} was started with other arguments than rank 0: start all alike.")
 
 
-def check_same(expected: Record, found: Record, where: str) -> None:
+def check_same(expected: Header, found: Header, where: str) -> None:
     """Raise UsageError where runs cannot be put together."""
     if different := differences(found, expected):
         raise UsageError(f"The runs of {where} are of another bench ({'; '.join(different)}).")
 
 
-def run_all(
-    plan: Plan,
-    results: Results,
-    tasks: list[tuple[str, int]],
-    on_change: Callable[[Progress], None] = lambda progress: None,
-) -> None:
-    """Make the runs, each written to disk before the next; with `until_clear`, stop when all comparisons are."""
-    total = len(results.runs) + len(tasks)
-    progress = Progress(total, results.runs, before=len(results.runs))
+def run_all(plan: BenchPlan, results: ResultsFile, tasks: list[Task], on_change: Callable[[Progress], None]) -> None:
+    """Make the runs; with `until_clear`, stop after a seed at which all comparisons are clear."""
+    progress = Progress(len(results.runs) + len(tasks), results.runs, before=len(results.runs))
     on_change(progress)
-    for position, (name, seed) in enumerate(tasks):
-        progress.now, progress.seed, progress.status = name, seed, None
-        results.add(run_timed(plan, name, seed, progress))
+    for position, task in enumerate(tasks):
+        results.add(run_once(plan, task, progress))
         on_change(progress)
-        seed_done = position + 1 == len(tasks) or tasks[position + 1][1] != seed
+        seed_done = position + 1 == len(tasks) or tasks[position + 1].seed != task.seed
         if plan.until_clear and seed_done and plan.report(results.runs).clear:
             break
 
 
-def run_timed(plan: Plan, name: str, seed: int, progress: Progress) -> Record:
-    """One training as a line of the results file, with the seconds that passed meanwhile; `progress` takes up where
-    the run stands. One that diverges is a line too."""
-    began = time.monotonic()
-    chosen = plan.recipes[name]
+def run_once(plan: BenchPlan, task: Task, progress: Progress) -> RunRecord:
+    """Train once; a run that diverges is a record too. `progress` shows how far the run is."""
+    progress.task, progress.status = task, None
 
     def watch(status: Status) -> None:
         progress.status = status
 
-    line = failed(plan, name, seed)
+    recipe = plan.recipe(task)
+    images = plan.dataset
+    flops = recipe_flops(recipe, len(images.classes), len(images.train.images), len(images.test.images))
+    began, figures = time.monotonic(), dict[str, Any]()
     try:
-        result = train(
-            chosen, plan.dataset, seed=seed, device=plan.device, engine=plan.engine(name), on_change=watch
-        ).result
+        trained = train(
+            recipe,
+            images,
+            seed=task.seed,
+            device=plan.device,
+            engine=plan.engines[task.name],
+            on_change=watch,
+            siblings=here().local_size > 1,
+        )
+        figures = {key: getattr(trained.result, key) for key in FIGURES}
+        figures["other_load"] = trained.other_load
     except Diverged:
         pass
-    else:
-        keys = ("accuracy", "accuracy_no_tta", "train_s", "epochs_s", "eval_s", "peak_memory")
-        figures = {key: getattr(result, key) for key in keys}
-        line = {**line, "diverged": False, **figures, "accuracy_on": eval_split(chosen), "at": time.time()}
-    return {**line, "wall_s": time.monotonic() - began}
+    return finished(plan, task, began, **figures, flops=flops)
 
 
-def failed(plan: Plan, name: str, seed: int) -> Record:
-    """The line of a run that came to no end."""
-    line = {"name": name, "recipe": plan.recipes[name].name, "seed": seed}
-    return {**line, "diverged": True, "accuracy": None, "train_s": None, "at": time.time()}
+def finished(plan: BenchPlan, task: Task, began: float, **figures: Any) -> RunRecord:
+    """The record of a run that ends now and began then (`time.monotonic`); without an accuracy it diverged, or failed
+    with an `error`."""
+    recipe, header = plan.recipes[task.name], plan.header()
+    return RunRecord(
+        task.name,
+        recipe.name,
+        task.seed,
+        **{"accuracy": None, "train_s": None, **figures},
+        at=time.time(),
+        fraction=task.fraction,
+        diverged=figures.get("accuracy") is None,
+        accuracy_on=eval_split(recipe),
+        wall_s=time.monotonic() - began,
+        engine=header.engine[task.name],
+        machine=header.machine,
+    )
+
+
+@cache
+def recipe_flops(recipe: Recipe, classes: int, train_images: int, test_images: int) -> int:
+    """FLOPs of a run, counted once a recipe."""
+    return count_flops(recipe, classes, train_images, test_images).total

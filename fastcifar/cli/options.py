@@ -1,4 +1,4 @@
-"""What the subcommands share: options that several have, the keys of every document, and the session they set up."""
+"""What the subcommands share: options, the keys of every JSON document, and the session that they set up."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
+from fastcifar.cli.completion import complete_dataset, complete_recipe, complete_setting
 from fastcifar.errors import UsageError
 from fastcifar.version import __version__
 
@@ -17,30 +19,83 @@ if TYPE_CHECKING:
     from fastcifar.data.dataset import Dataset
     from fastcifar.training.engine import Engine
 
+# Groups of options in `--help`; options of a command alone stand under "Options".
+OUTPUT, MACHINE = "Output", "Machine"
+
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document to standard output, all else to standard error.")
+    bool,
+    typer.Option(
+        "--json", rich_help_panel=OUTPUT, help="Print one JSON document to stdout, everything else to stderr."
+    ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 or mps; by default the first GPU, else the CPU.")]
-DEFAULT_RECIPE = "A recipe or a TOML file; by default fast94 on a GPU and quick90 elsewhere."
-Threads = Annotated[int | None, typer.Option(min=1, max=4096, help="CPU threads; by default one a core.")]
-DatasetName = Annotated[str, typer.Option(help="cifar10, cifar100, shapes (needs no download), or an imported one.")]
-Seed = Annotated[int, typer.Option(help="Random seed.")]
-Target = Annotated[float | None, typer.Option(help="Exit with code 5 where the accuracy is below this, in percent.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value of the recipe; repeatable."),
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=OUTPUT, help="Print only the result.")]
+Device = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=MACHINE, help="cpu, cuda, cuda:1 or mps; by default the first GPU, else the CPU."),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=4096, rich_help_panel=MACHINE, help="CPU threads; by default one per core.")
 ]
 EngineChoice = Literal["eager", "compiled", "graph", "auto"]
-EngineName = Annotated[EngineChoice | None, typer.Option("--engine", help="How steps are executed; auto by default.")]
+EngineName = Annotated[
+    EngineChoice | None,
+    typer.Option("--engine", rich_help_panel=MACHINE, help="How training steps are executed; by default auto."),
+]
 EngineNames = Annotated[
     list[str] | None,
-    typer.Option("--engine", metavar="[NAME:]ENGINE", help="How steps are executed: eager, compiled, graph or auto."),
+    typer.Option(
+        "--engine",
+        metavar="[NAME:]ENGINE",
+        rich_help_panel=MACHINE,
+        help="How training steps are executed: eager, compiled, graph or auto; repeatable.",
+    ),
 ]
+RecipeName = Annotated[
+    str | None,
+    typer.Argument(
+        help="A recipe or a TOML file; by default fast94 on a GPU and quick90 elsewhere.",
+        autocompletion=complete_recipe,
+    ),
+]
+DatasetName = Annotated[
+    str,
+    typer.Option(
+        help="cifar10, cifar100, shapes (needs no download), or an imported dataset.", autocompletion=complete_dataset
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
+Target = Annotated[float | None, typer.Option(help="Exit with code 5 if the accuracy is below this, in percent.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        help="Override one value of the recipe; repeatable.",
+        autocompletion=complete_setting,
+    ),
+]
+
+
+class GroupedHelp(TyperCommand):
+    """A command whose plain help lists its options in their groups (`rich_help_panel`).
+
+    Typer does so with Rich alone, which makes help twice as slow to appear.
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write a section for each group, in the order of the command's parameters."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            title = "Arguments" if param.param_type_name == "argument" else "Options"
+            if record := param.get_help_record(ctx):
+                sections.setdefault(getattr(param, "rich_help_panel", None) or title, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def document(command: str, device: str | None = None) -> dict[str, Any]:
-    """The keys that every JSON document has."""
+    """The keys that every JSON document has; `device` is the name of the device, where one was used."""
     from importlib.metadata import version
 
     return {"command": command, "version": __version__, "torch": version("torch"), "device": device}
@@ -48,20 +103,20 @@ def document(command: str, device: str | None = None) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Session:
-    """What the commands that use a device set up alike: where output goes, and the device."""
+    """What every command that uses a device sets up: the screen and the device."""
 
     screen: Screen
     device: torch.device
 
     @property
     def device_name(self) -> str:
-        """The device in words, as documents hold it."""
+        """The name of the device, for people and JSON documents."""
         from fastcifar.system.device import device_name
 
         return device_name(self.device)
 
     def engines(self, names: dict[str, str]) -> dict[str, Engine]:
-        """The engines of these names, by the same keys; where `auto` is not what it prefers, says why, once."""
+        """The engines of these names, by the same keys; warns, once each, where `auto` cannot take its first choice."""
         from fastcifar.training.engine import choose_engine
 
         engines = {key: choose_engine(name, self.device) for key, name in names.items()}
@@ -70,7 +125,7 @@ class Session:
         return engines
 
     def engine(self, name: str | None) -> Engine:
-        """One engine; `auto` where none is named."""
+        """The engine of that name; None means `auto`."""
         return self.engines({"": name or "auto"})[""]
 
     def dataset(self, name: str) -> Dataset:
@@ -79,7 +134,7 @@ class Session:
 
 
 def open_session(screen: Screen, device: str | None, threads: int | None) -> Session:
-    """Pick and prepare the device; warns where others keep it busy. Raises UsageError or MachineError."""
+    """Pick and prepare the device; warn if other processes keep it busy. Raises UsageError or MachineError."""
     from fastcifar.system.device import busy_warning, pick_device, prepare_device
 
     chosen = pick_device(device)
@@ -96,23 +151,23 @@ def load_or_download(name: str, screen: Screen) -> Dataset:
     from fastcifar.data.store import MissingDataset, download_dataset, load_dataset
 
     try:
-        return load_dataset(name)
+        return load_dataset(name, screen.note)
     except MissingDataset:
         if name not in PUBLISHED:
             raise
     screen.note(f"{name} is not on this machine yet.")
     with ProgressView(screen) as view:
-        return download_dataset(name, None, view.update)
+        return download_dataset(name, None, view.update, screen.note)
 
 
 def check_seed(seed: int) -> None:
-    """Raise UsageError unless PyTorch takes the seed: 0 to 2^63 - 1."""
+    """Raise UsageError unless the seed is one that PyTorch accepts: 0 to 2^63 - 1."""
     if not 0 <= seed < 2**63:
         raise UsageError(f"--seed {seed} must lie in 0..{2**63 - 1}.")
 
 
 def check_target(target: float | None) -> None:
-    """Raise UsageError unless a target is in percent; 0.94 is somebody who means 94."""
+    """Raise UsageError unless the target is in percent; 0.94 is taken for a mistake for 94."""
     if target is None or 1 < target <= 100:
         return
     if 0 < target <= 1:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fastcifar.cli.options import DEFAULT_RECIPE, AsJson, Device, EngineNames, Quiet, Threads, document, open_session
+from fastcifar.cli.completion import complete_dataset, complete_recipe, complete_setting
+from fastcifar.cli.options import AsJson, Device, EngineNames, Quiet, RecipeName, Threads, document, open_session
 from fastcifar.errors import UsageError
 
 ByChoice = Literal["layer", "kernel", "op", "phase"]
@@ -23,9 +24,12 @@ Depth = Annotated[int | None, typer.Option(min=1, help="Collapse layers deeper t
 
 
 def profile(
-    recipe: Annotated[str | None, typer.Argument(help=DEFAULT_RECIPE)] = None,
+    recipe: RecipeName = None,
     versus: Annotated[
-        str | None, typer.Option("--vs", metavar="RECIPE", help="Compare with another recipe, interleaved.")
+        str | None,
+        typer.Option(
+            "--vs", metavar="RECIPE", help="Compare with another recipe, interleaved.", autocompletion=complete_recipe
+        ),
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Profile the network of a checkpoint.")] = None,
     by: By = "layer",
@@ -43,7 +47,11 @@ def profile(
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a step as a trace for Perfetto.")] = None,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an icicle plot of the step.")] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Dataset; by default cifar10 where it is on this machine, else shapes.")
+        str | None,
+        typer.Option(
+            help="Dataset; by default cifar10 where it is on this machine, else shapes.",
+            autocompletion=complete_dataset,
+        ),
     ] = None,
     device: Device = None,
     threads: Threads = None,
@@ -54,6 +62,7 @@ def profile(
             "--set",
             metavar="[a:|b:]SECTION.KEY=VALUE",
             help="Override one value of the recipe, with --vs of side a or b; repeatable.",
+            autocompletion=complete_setting,
         ),
     ] = None,
     as_json: AsJson = False,

@@ -2,46 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from fastcifar.cli.completion import complete_recipe
 from fastcifar.cli.options import AsJson, Quiet, Settings, document
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="A recipe, or the path of a TOML file.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A recipe, or the path of a TOML file.", autocompletion=complete_recipe)
+    ] = None,
     settings: Settings = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """List the recipes, or print one in full as TOML.
+    """List the recipes with their results, or print one in full as TOML.
 
     Example: fastcifar recipes air94 > mine.toml
     """
-    from fastcifar.cli.display.screen import Screen, facts
-    from fastcifar.recipes.parse import load_recipe, recipe_names, recipe_to_dict, recipe_to_toml
+    from fastcifar.cli.display.recipes import recipe_table
+    from fastcifar.cli.display.screen import Screen
 
     screen = Screen(as_json, quiet)
     if name is None:
-        listed = [load_recipe(known) for known in recipe_names()]
-        rows = [(item.name, item.summary) for item in listed]
-        screen.result(facts(rows), [{"name": item, "summary": summary} for item, summary in rows])
-        return
+        listed = list_recipes()
+        screen.result(recipe_table(listed), listed)
+    else:
+        described, toml = describe_recipe(name, settings or [])
+        screen.result(
+            f"# {described['flops']:.4g} FLOPs on CIFAR-10, {described['optimizer_flops']:.3g} more in the optimizer; "
+            f"{described['parameters']:,} trained parameters.\n{toml}".rstrip(),
+            described,
+        )
+
+
+def list_recipes() -> list[dict[str, Any]]:
+    """The built-in recipes with the results in their evidence; None where there are none. Without torch."""
+    from fastcifar.recipes.parse import load_recipe, recipe_names, stored_evidence
+
+    evidence = stored_evidence()
+    return [
+        {
+            "name": name,
+            "summary": load_recipe(name).summary,
+            **{key: evidence.get(name, {}).get(key) for key in ("flops", "accuracy", "ci95", "runs")},
+        }
+        for name in recipe_names()
+    ]
+
+
+def describe_recipe(name: str, settings: list[str]) -> tuple[dict[str, Any], str]:
+    """The JSON document of one recipe on CIFAR-10, and the recipe as TOML."""
+    from fastcifar.recipes.parse import load_recipe, recipe_to_dict, recipe_to_toml
     from fastcifar.training.flops import count_flops, optimizer_flops
 
-    found = load_recipe(name, *settings or ())
-    counted, updates = count_flops(found), optimizer_flops(found)
-    screen.result(
-        f"# {counted.total:.4g} operations on CIFAR-10, {updates:.3g} more in the optimizer; "
-        f"{counted.parameters:,} trained parameters.\n{recipe_to_toml(found)}".rstrip(),
-        {
-            **document("recipes"),
-            "name": found.name,
-            "summary": found.summary,
-            "recipe": recipe_to_dict(found),
-            "flops": counted.total,
-            "optimizer_flops": updates,
-            "parameters": counted.parameters,
-        },
-    )
+    recipe = load_recipe(name, *settings)
+    flops = count_flops(recipe)
+    described = {
+        **document("recipes"),
+        "name": recipe.name,
+        "summary": recipe.summary,
+        "recipe": recipe_to_dict(recipe),
+        "flops": flops.total,
+        "optimizer_flops": optimizer_flops(recipe),
+        "parameters": flops.parameters,
+    }
+    return described, recipe_to_toml(recipe)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from fastcifar.cli.completion import complete_recipe
 from fastcifar.cli.options import (
     AsJson,
     DatasetName,
@@ -18,19 +18,21 @@ from fastcifar.cli.options import (
     Threads,
     check_seed,
     document,
-    load_or_download,
+    open_session,
 )
 from fastcifar.errors import Interrupted, UsageError
 
 
 def search(
-    recipe: Annotated[str, typer.Argument(help="The recipe to beat, or a TOML file.")],
-    candidates: Annotated[Path, typer.Argument(help="A TOML file: a table [name] each, with what differs.")],
+    recipe: Annotated[
+        str, typer.Argument(help="The recipe to improve on, or a TOML file.", autocompletion=complete_recipe)
+    ],
+    candidates: Annotated[Path, typer.Argument(help="TOML file with a table [name] for each candidate's changes.")],
     minutes: Annotated[
-        float, typer.Option(min=0.01, max=1e6, help="The time it may take, earlier runs in the file included.")
+        float, typer.Option(min=0.01, max=1e6, help="Time budget, earlier runs in the results file included.")
     ] = 30.0,
-    seed: Annotated[int, typer.Option(min=0, help="The first seed; others are left to confirm with.")] = 1000,
-    out: Annotated[Path, typer.Option(help="The results file; a search goes on where its file ends.")] = Path(
+    seed: Annotated[int, typer.Option(min=0, help="Random seed of the first run; lower ones confirm a result.")] = 1000,
+    out: Annotated[Path, typer.Option(help="Results file (JSON Lines); an existing file is resumed.")] = Path(
         "search.jsonl"
     ),
     dataset: DatasetName = "cifar10",
@@ -45,42 +47,33 @@ def search(
 
     Example: fastcifar search hive94 candidates.toml --minutes 20
     """
-    from fastcifar.bench import search as searches
     from fastcifar.bench.distributed import here
-    from fastcifar.bench.plan import Plan
-    from fastcifar.cli.display.bench import SearchView, remark, report, search_introduction
+    from fastcifar.bench.search import load_candidates, plan_search, run_search
+    from fastcifar.cli.display.bench import SearchView, remark, search_introduction, search_report
     from fastcifar.cli.display.screen import Screen
     from fastcifar.recipes.parse import load_recipe
-    from fastcifar.system.device import busy_warning, device_name, pick_device, prepare_device
-    from fastcifar.training.engine import choose_engine
 
-    screen = Screen(as_json, quiet)
     check_seed(seed)
     if here().size > 1:
         raise UsageError("`search` is one process: under torchrun use `fastcifar bench`.")
-    chosen = searches.candidates(candidates, load_recipe(recipe, *settings or ()))
-    place = pick_device(device)
-    prepare_device(place, threads)
-    running = choose_engine(engine or "auto", place)
-    for line in (running.note, busy_warning(place)):
-        if line:
-            screen.warn(line)
-    plan = Plan({}, load_or_download(dataset, screen), place, range(seed, 2**63))
-    asked = searches.prepare(chosen, plan, running, minutes)
-    where = device_name(place)
-    screen.note(search_introduction(asked, where, out))
-    view = SearchView(screen, asked)
+    screen = Screen(as_json, quiet)
+    recipes = load_candidates(candidates, load_recipe(recipe, *settings or ()))
+    session = open_session(screen, device, threads)
+    plan = plan_search(recipes, session.dataset(dataset), session.device, session.engine(engine), minutes, seed)
+    screen.note(search_introduction(plan, session.device_name, out))
+    view = SearchView(screen, plan)
     try:
         with view:
-            made = searches.run(asked, out, view.update)
+            finished = run_search(plan, out, view.update)
     except KeyboardInterrupt:
         kept = view.progress.runs if view.progress else []
         if kept:
-            screen.console.print(report(asked, kept))
-        raise Interrupted(f"Interrupted; {len(kept)} runs are kept in {out}: the same command goes on.") from None
-    found = {
-        "runs": made,
-        "rungs": [dataclasses.asdict(each) for each in asked.rungs(made)],
-        "remark": remark(asked, made),
+            screen.console.print(search_report(plan, kept))
+        raise Interrupted(f"Interrupted; {len(kept)} runs are kept in {out}: the same command resumes.") from None
+    result = {
+        **document("search", session.device_name),
+        "runs": [run.document() for run in finished],
+        "rungs": [rung.document() for rung in plan.rungs(finished)],
+        "remark": remark(plan, finished),
     }
-    screen.result(report(asked, made), {**document("search", where), **found})
+    screen.result(search_report(plan, finished), result)

@@ -11,7 +11,7 @@ from torch import nn
 from fastcifar.data.dataset import Dataset
 from fastcifar.errors import DataError, FastcifarError
 from fastcifar.model.network import build_network
-from fastcifar.recipes.parse import recipe_from_dict, recipe_to_dict
+from fastcifar.recipes.parse import recipe_to_dict, stored_recipe
 from fastcifar.recipes.schema import Recipe
 from fastcifar.system import files
 from fastcifar.version import versions
@@ -59,7 +59,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def recipe_of(tree: dict[str, Any], path: Path | str = "the checkpoint") -> Recipe:
     """The recipe kept in a checkpoint or state; raises DataError for one that would run code of somebody's own."""
     try:
-        recipe = recipe_from_dict(tree["recipe"], where=str(path))
+        recipe = stored_recipe(tree["recipe"], where=str(path))
     except (KeyError, TypeError, FastcifarError) as error:
         raise DataError(f"The recipe in {path} cannot be used: {error}") from None
     for code in (recipe.network.factory, recipe.optimizer.factory):

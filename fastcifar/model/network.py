@@ -20,7 +20,6 @@ from fastcifar.recipes.schema import Norm, Recipe
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
     "silu": nn.SiLU,
-    "relu": nn.ReLU,
     "celu": lambda: nn.CELU(alpha=0.3),
 }
 

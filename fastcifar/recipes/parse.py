@@ -1,18 +1,19 @@
-"""What a run is, but for its seed and device: frozen dataclasses read from TOML files.
+"""Recipes are read from TOML files into the dataclasses of `schema`.
 
-A recipe extends another by naming what differs; `--set section.key=value` changes single values. Every key, type
-and range is checked here, so that the rest of the program can trust what it reads.
+A recipe that extends another holds only what differs; `--set section.key=value` overrides single values. Every key,
+type and range is checked here, so that the rest of the program can trust what it reads.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from fastcifar.errors import DataError, UsageError, nearest
 from fastcifar.recipes import schedule
@@ -22,12 +23,12 @@ FOLDER = Path(__file__).parent
 
 
 def recipe_names() -> list[str]:
-    """The recipes that come with the program."""
+    """The names of the built-in recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def default_recipe(device: str) -> str:
-    """The recipe that runs where none is named, by the type of the device."""
+    """The recipe used where none is named, by the type of the device."""
     return "fast94" if device == "cuda" else "quick90"
 
 
@@ -45,8 +46,33 @@ def load_recipe(recipe: str | Recipe, *overrides: str) -> Recipe:
     return recipe_from_dict({"name": name, **tree}, where=f"recipe '{name}'")
 
 
+def recipe_keys() -> list[str]:
+    """The dotted keys that `--set` can override, in the order of the schema."""
+
+    def keys(tree: Mapping[str, Any], prefix: str) -> Iterable[str]:
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                yield from keys(value, f"{prefix}{key}.")
+            elif prefix:  # outside the sections are the name and the summary
+                yield prefix + key
+
+    return list(keys(recipe_to_dict(Recipe()), ""))
+
+
+def stored_evidence() -> dict[str, dict[str, Any]]:
+    """The summary of the results in `evidence/`, by recipe: `flops` of a run, mean `accuracy` (a fraction of one), its
+    `ci95` [low, high] and the number of `runs`; `bench.evidence` writes it. A recipe, or all but its FLOPs, may be
+    missing.
+    """
+    path = FOLDER / "evidence" / "summary.json"
+    if not path.is_file():
+        return {}
+    summary: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return summary
+
+
 def eval_split(recipe: Recipe) -> str:
-    """Which images accuracies are of."""
+    """Human-readable name of the evaluation split."""
     return f"{recipe.data.holdout:,} held-out training images" if recipe.data.holdout else "the test images"
 
 
@@ -58,17 +84,16 @@ def merge_changes(recipe: Recipe, changes: Mapping[str, Any], where: str) -> Rec
 
 
 def bind_overrides(settings: Iterable[str], names: Sequence[str], option: str = "--set") -> dict[str, list[str]]:
-    """What an option says of each of several recipes: `name:section.key=value` is for the one of that name, others for
-    all.
+    """The overrides of each of several recipes: `name:section.key=value` is for one, `section.key=value` for all.
 
-    Raises UsageError for a name that is none of them.
+    Raises UsageError for a name that is none of theirs.
     """
     bound: dict[str, list[str]] = {name: [] for name in names}
     for setting in settings:
         name, colon, rest = setting.partition(":")
         if not colon or "=" in name:
-            for each in bound.values():
-                each.append(setting)
+            for overrides in bound.values():
+                overrides.append(setting)
         elif name in bound:
             bound[name].append(rest)
         else:
@@ -77,10 +102,46 @@ def bind_overrides(settings: Iterable[str], names: Sequence[str], option: str = 
 
 
 def recipe_from_dict(tree: Mapping[str, Any], where: str) -> Recipe:
-    """The recipe in a tree of plain values, as `to_dict` gives it; `where` stands in the error messages."""
+    """The recipe in a tree of plain values, as `recipe_to_dict` returns it; `where` stands in the error messages."""
     recipe: Recipe = _build(Recipe, tree, where, "")
     _check_whole(recipe, where)
     return recipe
+
+
+# For recipes stored by earlier versions, by dotted keys. A key added since then has its default, unless a value that
+# leaves old results as they were stands here; a key removed since then may have the value here, which changed nothing.
+ADDED: dict[str, Any] = {}
+REMOVED: dict[str, Any] = {}
+
+
+def stored_recipe(tree: Mapping[str, Any], where: str) -> Recipe:
+    """The recipe in a tree that `recipe_to_dict` gave once, in this version of the program or an earlier one.
+
+    Raises DataError where it uses a key or value that this version does not have; `where` stands in the message.
+    """
+    if not isinstance(tree, Mapping):
+        raise DataError(f"The recipe in {where} is damaged.")
+    current: dict[str, Any] = {}
+    for key, value in ADDED.items():
+        _merge(current, _nested(key, value))
+    _merge(current, _without_removed(tree, where, ""))
+    try:
+        return recipe_from_dict(current, where)
+    except UsageError as error:
+        raise DataError(f"{error} It was stored by another version of fastcifar, which alone can use it.") from None
+
+
+def _without_removed(tree: Mapping[str, Any], where: str, prefix: str) -> dict[str, Any]:
+    """A copy of the tree without removed keys; raises DataError where one had an effect."""
+    kept: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = prefix + key
+        if name in REMOVED:
+            if value != REMOVED[name]:
+                raise DataError(f"In {where}, '{name}' is {value!r}, which this version of fastcifar no longer has.")
+        else:
+            kept[key] = _without_removed(value, where, f"{name}.") if isinstance(value, Mapping) else value
+    return kept
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
@@ -89,20 +150,22 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 
 
 def recipe_to_toml(recipe: Recipe) -> str:
-    """The recipe, fully resolved, as TOML that `load` reads back to the same recipe."""
+    """The recipe, fully resolved, as TOML that `load_recipe` reads back to the same recipe."""
     return "\n".join(_toml_lines(recipe_to_dict(recipe), "")).strip() + "\n"
 
 
 def recipe_title(name: str) -> str:
+    """The name of a recipe, or of the recipe in the TOML file at that path."""
     return Path(name).stem if _is_path(name) else name
 
 
 def _is_path(name: str) -> bool:
+    """Whether a recipe is named by the path of its file."""
     return name.endswith(".toml") or "/" in name or "\\" in name
 
 
 def _read(name: str, seen: tuple[Path, ...], base: Path | None = None) -> dict[str, Any]:
-    """The tree of a recipe with what it extends merged under it."""
+    """The tree of a recipe, merged over that of the recipe that it extends; `seen` are the files that led here."""
     path = (base or Path()) / name if _is_path(name) else FOLDER / f"{name}.toml"
     if not _is_path(name) and not path.is_file():
         raise UsageError(f"There is no recipe '{name}'; {nearest(name, recipe_names())}")
@@ -130,6 +193,7 @@ def _read(name: str, seen: tuple[Path, ...], base: Path | None = None) -> dict[s
 
 
 def _merge(tree: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Change a tree in place, section by section."""
     for key, value in changes.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
             _merge(tree[key], value)
@@ -147,35 +211,44 @@ def _parse_override(text: str) -> dict[str, Any]:
         value = tomllib.loads(f"value = {raw.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = raw.strip()
-    tree: dict[str, Any] = {keys[-1]: value}
-    for key in reversed(keys[:-1]):
+    return _nested(path.strip(), value)
+
+
+def _nested(path: str, value: Any) -> dict[str, Any]:
+    """A value by its dotted key, as a tree."""
+    *sections, last = path.split(".")
+    tree: dict[str, Any] = {last: value}
+    for key in reversed(sections):
         tree = {key: tree}
     return tree
 
 
 def _build(cls: type[Any], tree: Any, where: str, prefix: str) -> Any:
-    """An instance of dataclass `cls` from a tree whose every key, type and range is checked."""
+    """An instance of the dataclass `cls` from a tree; every key, type and range is checked."""
     if not isinstance(tree, Mapping):
         raise UsageError(f"In {where}, '{prefix.rstrip('.')}' is a section with keys of its own, not a value.")
-    fields = {item.name: item for item in dataclasses.fields(cls)}
-    kinds = get_type_hints(cls)
+    kinds = get_type_hints(cls, include_extras=True)
     values = {}
     for key, value in tree.items():
-        if key not in fields:
+        if key not in kinds:
             what = "key" if prefix or not isinstance(value, Mapping) else "section"
-            raise UsageError(f"In {where}, there is no {what} '{prefix}{key}'; {nearest(key, fields)}")
+            raise UsageError(f"In {where}, there is no {what} '{prefix}{key}'; {nearest(key, kinds)}")
         name = prefix + key
         if dataclasses.is_dataclass(kinds[key]):
             values[key] = _build(kinds[key], value, where, name + ".")
         else:
             values[key] = _convert(kinds[key], value, where, name)
-            _check_range(values[key], fields[key].metadata, where, name)
     return cls(**values)
 
 
 def _convert(kind: Any, value: Any, where: str, name: str) -> Any:
-    """The value as the field's type: an integer may stand for a float, a list for a tuple; nothing else changes."""
+    """The value as the key's type, in its range. An integer may stand for a float and a list for a tuple."""
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        converted, (allowed,) = _convert(arguments[0], value, where, name), kind.__metadata__
+        if converted not in allowed:
+            raise UsageError(f"In {where}, '{name}' is {converted:g}, but must be {allowed}.")
+        return converted
     if origin is Literal:
         if value not in arguments:
             raise UsageError(f"In {where}, '{name}' is {value!r}; {nearest(str(value), arguments)}")
@@ -192,29 +265,20 @@ def _convert(kind: Any, value: Any, where: str, name: str) -> Any:
 
 
 def _describe(kind: Any) -> str:
-    """The type in words a person uses."""
+    """The type in words, for error messages."""
     simple = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     if kind in simple:
         return simple[kind]
     inner = get_args(kind)
+    if get_origin(kind) is Annotated:
+        return _describe(inner[0])
     if inner[-1] is Ellipsis:
         return f"a list, each item {_describe(inner[0])}"
     return f"a list of {len(inner)} values"
 
 
-def _check_range(value: Any, limits: Mapping[str, Any], where: str, name: str) -> None:
-    for item in value if isinstance(value, tuple) else (value,):
-        if limits and not limits["low"] <= item <= limits["high"]:
-            bound = (
-                f"at least {limits['low']:g}"
-                if limits["high"] == math.inf
-                else f"in {limits['low']:,}..{limits['high']:,}"
-            )
-            raise UsageError(f"In {where}, '{name}' is {item:g}, but must be {bound}.")
-
-
 def _check_whole(recipe: Recipe, where: str) -> None:
-    """What no key can be checked for alone."""
+    """Check what depends on more than one key, and schedules; raises UsageError."""
     network, filters = recipe.network, recipe.optimizer.filters
     if len(network.widths) != len(network.convs) or not network.widths:
         raise UsageError(f"In {where}, 'network.widths' and 'network.convs' must be lists of the same, nonzero length.")
@@ -242,13 +306,14 @@ def _check_whole(recipe: Recipe, where: str) -> None:
 
 
 def _plain(value: Any) -> Any:
+    """The value with lists for tuples."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _toml_lines(tree: Mapping[str, Any], prefix: str) -> Iterable[str]:
-    """Values first, then the sections, as TOML wants it."""
+    """Values first, then sections: TOML has no way back to the values of a section."""
     for key, value in tree.items():
         if not isinstance(value, dict):
             yield f"{key} = {_toml_value(value)}"
@@ -259,6 +324,7 @@ def _toml_lines(tree: Mapping[str, Any], prefix: str) -> Iterable[str]:
 
 
 def _toml_value(value: Any) -> str:
+    """A value as TOML; control characters in texts are escaped."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

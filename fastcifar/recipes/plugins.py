@@ -1,4 +1,4 @@
-"""Code of one's own, named in a recipe by its import path, such as `network.factory = "mine:Net"`."""
+"""User-supplied code, named in a recipe by its import path, such as `network.factory = "mine:Net"`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fastcifar.errors import UsageError
 
 
 def import_object(path: str) -> Callable[..., Any]:
-    """What `module:name` names; modules in the working folder are found too.
+    """Import the class or function `module:name`; the working folder is searched too.
 
-    Raises UsageError where there is no such module or name, or it cannot be called.
+    Raises UsageError where there is no such module or name, or where it cannot be called.
     """
     module, colon, name = path.partition(":")
     if not colon or not module or not name:

@@ -1,6 +1,6 @@
-"""The one kind of schedule: points `[fraction of the run, value]`, linear between them, constant outside.
+"""Schedules: points `[fraction of the run, value]`, linear in between, constant before the first and after the last.
 
-Two points at the same fraction are a jump; the later one holds from there on.
+Two points at the same fraction are a jump; the second holds from there on.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ Points = tuple[tuple[float, float], ...]
 
 
 def value_at(points: Points, fraction: float) -> float:
-    """The value of the schedule at `fraction` of the run (0 is the start of the first step, 1 the end)."""
+    """The value of the schedule at `fraction` of the run (0: start of the first step, 1: end of the last)."""
     after = bisect_right(points, fraction, key=lambda point: point[0])
     if after == 0:
         return points[0][1]
@@ -28,7 +28,7 @@ def over_steps(points: Points, steps: int) -> list[float]:
 
 
 def trained_steps(values: Sequence[float]) -> int:
-    """How many of the first steps do anything, given the learning rate at each: after them it stays zero."""
+    """The number of steps after which the learning rate stays zero, given the learning rate of each step."""
     steps = len(values)
     while steps and values[steps - 1] == 0:
         steps -= 1
@@ -36,7 +36,7 @@ def trained_steps(values: Sequence[float]) -> int:
 
 
 def check(points: Points) -> str | None:
-    """What is wrong with the points, or None: fractions lie in 0..1 and do not go back."""
+    """What is wrong with the points, or None: fractions must lie in 0..1 and must not decrease."""
     if not points:
         return "needs at least one point [fraction, value]"
     fractions = [fraction for fraction, _ in points]

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from fastcifar.errors import MachineError, UsageError, nearest
+from fastcifar.system.processors import others_busy, usable_processors
 
 KINDS = ("cpu", "cuda", "mps")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -40,6 +41,8 @@ def pick_device(name: str | None) -> torch.device:
 
 def prepare_device(device: torch.device, threads: int | None) -> None:
     """Set what holds for the whole process, before the first tensor of any size."""
+    if threads is None and device.type == "cpu":
+        threads = min(torch.get_num_threads(), usable_processors().count)  # OpenMP knows affinity, but no quota
     if threads is not None:
         torch.set_num_threads(threads)
     if device.type == "cuda":
@@ -82,20 +85,20 @@ def processor_name() -> str:
 
 
 def busy_warning(device: torch.device) -> str | None:
-    """One sentence where somebody else's work fills the device, so that times will not be its own; else None.
+    """One sentence where others use so much of the device that times will not be its own; else None.
 
-    To be asked before the device is used: a tenth of a GPU's memory taken (at least 1 GiB), or half of the
-    processors busy over the last minute.
+    To be called before the device is used: a tenth of a GPU's memory taken (at least 1 GiB), or fewer processors left
+    free since this process began than it may use, by more than a tenth (at least a quarter of one).
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         if total - free > max(0.1 * total, 2**30):  # a context of our own takes some hundreds of megabytes
             taken = (total - free) / 2**30
-            return f"Somebody else holds {taken:.1f} GiB of this GPU: times may not be its own."
-    elif hasattr(os, "getloadavg"):
-        load, cores = os.getloadavg()[0], os.cpu_count() or 1
-        if load >= max(1.0, cores / 2):
-            return f"This machine is busy (load {load:.1f} on {cores} processors): times may not be its own."
+            return f"Others hold {taken:.1f} GiB of this GPU's memory: times may not be its own."
+        return None
+    busy, machine, usable = others_busy(), os.cpu_count() or 1, usable_processors().count
+    if busy is not None and machine - busy < usable - max(0.25, 0.1 * usable):
+        return f"Others keep {busy:.1f} of {machine} processors busy: times may not be its own."
     return None
 
 

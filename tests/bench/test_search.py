@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import json
+import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -11,19 +11,21 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from bench_helpers import finished, lines_of
 from conftest import Call, few_shapes
 
-from fastcifar.bench import search
-from fastcifar.bench.plan import Plan
+from fastcifar.bench.records import RunRecord, Task
+from fastcifar.bench.relative_cost import error_slope, relative_cost
+from fastcifar.bench.search import Round, Search, budget, load_candidates, plan_search, run_search
 from fastcifar.cli.display.bench import remark
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.store import load_dataset
 from fastcifar.errors import DataError, UsageError
 from fastcifar.recipes.parse import load_recipe
+from fastcifar.training.engine import choose_engine
 
 CANDIDATES = """
 [good]
@@ -40,27 +42,28 @@ network = { widths = [8, 8, 8] }
 WORLD = {"base": (100.0, 1.0), "good": (60.0, 0.7), "same": (100.0, 1.02), "slow": (140.0, 1.4), "bad": (60.0, 3.0)}
 
 
-def prepared(tmp_path: Path, seconds: float, content: str = CANDIDATES, images: Dataset | None = None) -> search.Search:
+def prepared(tmp_path: Path, seconds: float, content: str = CANDIDATES, images: Dataset | None = None) -> Search:
     path = tmp_path / "candidates.toml"
     path.write_text(content)
-    chosen = search.candidates(path, load_recipe("tiny"))
-    plan = Plan({}, images or load_dataset("shapes"), torch.device("cpu"), range(1000, 2000))
-    return search.prepare(chosen, plan, "eager", seconds / 60)
+    recipes, device = load_candidates(path, load_recipe("tiny")), torch.device("cpu")
+    return plan_search(recipes, images or load_dataset("shapes"), device, choose_engine("eager", device), seconds / 60)
 
 
-def imagined(name: str, seed: int) -> dict[str, Any]:
+def imagined(name: str, seed: int, fraction: float) -> RunRecord:
     """A run in a world where the base's error falls with the root of its time, and a seed shifts all alike."""
-    candidate, _, fraction = name.partition("@")
-    full, cost = WORLD[candidate]
-    train_s = full * float(fraction)
+    full, cost = WORLD[name]
+    train_s = full * fraction
     error = 0.1 * (train_s / cost / 100) ** -0.5 * (1 + 0.01 * (seed % 3))
-    run = {"name": name, "recipe": "tiny", "seed": seed, "diverged": False, "accuracy": 1 - error}
-    return {**run, "train_s": train_s, "wall_s": train_s + 1, "at": float(seed)}
+    return RunRecord(name, "tiny", seed, 1 - error, train_s, float(seed), fraction, wall_s=train_s + 1)
 
 
-def simulate(asked: search.Search) -> list[dict[str, Any]]:
-    runs: list[dict[str, Any]] = []
-    while (task := asked.next_task(runs)) is not None:
+def failed(run: RunRecord) -> RunRecord:
+    return dataclasses.replace(run, diverged=True, accuracy=None, train_s=None)
+
+
+def simulate(search: Search) -> list[RunRecord]:
+    runs: list[RunRecord] = []
+    while (task := search.next_task(runs)) is not None:
         runs.append(imagined(*task))
     return runs
 
@@ -68,27 +71,27 @@ def simulate(asked: search.Search) -> list[dict[str, Any]]:
 def test_the_time_is_kept_and_the_best_is_found(tmp_path: Path) -> None:
     asked = prepared(tmp_path, 3000)
     runs = simulate(asked)
-    assert 0.8 * 3000 < sum(run["wall_s"] for run in runs) <= 3000
-    counts = Counter(run["name"] for run in runs)
-    assert {name.partition("@")[0] for name in counts if name.endswith("@0.25")} == set(WORLD)
-    assert {name for name in counts if name.endswith("@0.5")} == {"base@0.5", "good@0.5", "same@0.5"}
-    assert {name for name in counts if name.endswith("@1")} == {"base@1", "good@1"}
-    assert len({counts[name] for name in ("base@0.25", "bad@0.25", "slow@0.25")}) == 1
+    assert 0.8 * 3000 < sum(run.wall_s for run in runs) <= 3000
+    counts = Counter((run.name, run.fraction) for run in runs)
+    assert {name for name, fraction in counts if fraction == 0.25} == set(WORLD)
+    assert {name for name, fraction in counts if fraction == 0.5} == {"base", "good", "same"}
+    assert {name for name, fraction in counts if fraction == 1} == {"base", "good"}
+    assert len({counts[name, 0.25] for name in ("base", "bad", "slow")}) == 1
     rungs = asked.rungs(runs)
     assert [rung.fraction for rung in rungs] == [0.25, 0.5, 1.0]
-    assert [each.name for each in rungs[0].standings] == ["base", "good", "same", "slow", "bad"]
+    assert [each.name for each in rungs[0].results] == ["base", "good", "same", "slow", "bad"]
     for rung in rungs:
-        for each in rung.standings[1:]:
+        for each in rung.results[1:]:
             assert each.cost == pytest.approx(WORLD[each.name][1], rel=1e-6)
-        assert len({each.runs for each in rung.standings}) == 1
+        assert len({each.runs for each in rung.results}) == 1
 
 
 def test_what_comes_next_follows_from_the_file_alone(tmp_path: Path) -> None:
     asked = prepared(tmp_path, 1500)
     runs = simulate(asked)
-    assert len({(run["name"], run["seed"]) for run in runs}) == len(runs)
+    assert len({run.task for run in runs}) == len(runs)
     for made in range(len(runs)):
-        assert asked.next_task(runs[:made]) == (runs[made]["name"], runs[made]["seed"])
+        assert asked.next_task(runs[:made]) == runs[made].task
 
 
 def test_too_little_time_is_not_overrun(tmp_path: Path) -> None:
@@ -99,14 +102,14 @@ def test_too_little_time_is_not_overrun(tmp_path: Path) -> None:
     asked = prepared(tmp_path, 200)
     runs = simulate(asked)
     assert [rung.fraction for rung in asked.rungs(runs)] == [0.25]
-    assert sum(run["wall_s"] for run in runs) <= 200
+    assert sum(run.wall_s for run in runs) <= 200
 
 
 def test_what_was_made_for_one_rung_is_not_paid_again_in_the_next(tmp_path: Path) -> None:
     few = "[good]\noptimizer.filters.lr = 0.2\n"
     runs = simulate(prepared(tmp_path, 300, few))  # 93, then 31 more, then 162: in all 286
-    assert {run["name"] for run in runs} == {
-        f"{name}@{part}" for name in ("base", "good") for part in ("0.25", "0.5", "1")
+    assert {(run.name, run.fraction) for run in runs} == {
+        (name, fraction) for name in ("base", "good") for fraction in (0.25, 0.5, 1)
     }
 
 
@@ -114,40 +117,58 @@ def test_a_search_that_ends_in_the_second_rung_is_judged_all_the_same(tmp_path: 
     asked = prepared(tmp_path, 420)
     runs = simulate(asked)
     rung = asked.rungs(runs)[-1]
-    assert rung.fraction == 0.5 and rung.standings[1].cost == pytest.approx(0.7)
+    assert rung.fraction == 0.5 and rung.results[1].cost == pytest.approx(0.7)
     assert remark(asked, runs).startswith("good takes 0.700")
 
 
 def test_what_fails_comes_last_and_the_reason_is_told(tmp_path: Path) -> None:
     asked = prepared(tmp_path, 1000)
-    lines = [imagined(search.at(name, 0.25), 1000) for name in asked.names] + [imagined("base@0.5", 1000)]
-    lines[1].update(diverged=True, accuracy=None, train_s=None)
-    assert [each.name for each in asked.rungs(lines)[0].standings] == ["base", "same", "slow", "bad", "good"]
-    flat = copy.deepcopy(lines)
-    flat[-1]["accuracy"] = flat[0]["accuracy"] + 0.0002  # an image of five thousand is no slope
+    runs = [imagined(name, 1000, 0.25) for name in asked.plan.recipes] + [imagined("base", 1000, 0.5)]
+    runs[1] = failed(runs[1])
+    assert [each.name for each in asked.rungs(runs)[0].results] == ["base", "same", "slow", "bad", "good"]
+    better = (runs[0].accuracy or 0) + 0.0002  # an image of five thousand is no slope
+    flat = [*runs[:-1], dataclasses.replace(runs[-1], accuracy=better)]
     (rung,) = asked.rungs(flat)
-    assert all(each.cost is None for each in rung.standings)
-    assert [each.name for each in rung.standings][1:3] == ["slow", "same"], "by accuracy then"
+    assert all(each.cost is None for each in rung.results)
+    assert [each.name for each in rung.results][1:3] == ["slow", "same"], "by accuracy then"
     assert "base learned nothing" in remark(asked, flat)
-    for line in lines[1:5]:
-        line.update(diverged=True, accuracy=None, train_s=None)
-    assert asked.next_task(lines) is None
-    assert "No candidate came to an end" in remark(asked, lines)
-    lines[0].update(diverged=True, accuracy=None, train_s=None)
-    assert "base itself diverged" in remark(asked, lines)
+    runs[1:5] = map(failed, runs[1:5])
+    assert asked.next_task(runs) is None
+    assert "No candidate came to an end" in remark(asked, runs)
+    runs[0] = failed(runs[0])
+    assert "base itself diverged" in remark(asked, runs)
+
+
+def test_the_relative_cost_is_that_of_the_power_law() -> None:
+    """error = 0.1 * time^-0.5: a run twice as long has an error of 1 / sqrt(2), so the slope is -2."""
+    short, long = imagined("base", 0, 0.25), imagined("base", 0, 0.5)
+    assert error_slope([(short, long)], 5000) == pytest.approx(-2)
+    assert error_slope([], 5000) is None and error_slope([(long, short)], 5000) is None
+    quicker = dataclasses.replace(short, train_s=(short.train_s or 0) / 2)
+    assert relative_cost([(short, quicker)], -2, 5000) == (pytest.approx(0.5), None), "as accurate in half the time"
+    half = dataclasses.replace(short, accuracy=1 - (1 - (short.accuracy or 0)) / 2)
+    cost, ci95 = relative_cost([(short, half), (short, half)], -2, 5000)
+    assert cost == pytest.approx(0.25) and ci95 == pytest.approx((0.25, 0.25)), "the base needs four times as long"
+    perfect = dataclasses.replace(short, accuracy=1.0)
+    assert math.isfinite(relative_cost([(short, perfect)], -300, 5000)[0])
+
+
+def test_a_round_knows_what_it_takes() -> None:
+    tasks = [Task("base", 0, 0.25), Task("a", 0, 0.25), Task("base", 0, 0.5)]
+    begun = Round(tasks, tasks[1:], [imagined(*tasks[0])], full_run_s=104.0)
+    assert begun.spent == 26.0
+    assert begun.expected(0.0) == 104.0, "by its own runs"
+    assert begun.expected(80.0) == 80.0
+    assert budget(90.0, 3, 0) == 90.0 and budget(90.0, 3, 2) == 30.0
 
 
 def test_all_that_fail_end_the_search(tmp_path: Path) -> None:
     asked = prepared(tmp_path, 1000)
-    runs: list[dict[str, Any]] = []
+    runs: list[RunRecord] = []
     while (task := asked.next_task(runs)) is not None:
-        run = imagined(*task)
-        if not task[0].startswith("base"):
-            run.update(diverged=True, accuracy=None, train_s=None)
-        runs.append(run)
-    assert {run["name"] for run in runs if not run["name"].startswith("base")} == {
-        f"{name}@0.25" for name in WORLD if name != "base"
-    }
+        runs.append(imagined(*task) if task.name == "base" else failed(imagined(*task)))
+    tried = {(run.name, run.fraction) for run in runs if run.name != "base"}
+    assert tried == {(name, 0.25) for name in WORLD if name != "base"}
 
 
 def test_a_candidate_that_cannot_run_does_not_end_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,9 +181,10 @@ def test_a_candidate_that_cannot_run_does_not_end_the_search(tmp_path: Path, mon
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     asked = prepared(tmp_path, 15, "[huge]\nnetwork.factory = 'huge:Net'\n", few_shapes(400, 50))
-    made = search.run(asked, tmp_path / "s.jsonl")
-    failed = [run for run in made if run["name"] == "huge@0.25"]
-    assert failed and failed[0]["diverged"] and "Out of memory" in failed[0]["error"]
+    made = run_search(asked, tmp_path / "s.jsonl")
+    huge = [run for run in made if run.name == "huge" and run.fraction == 0.25]
+    assert huge and huge[0].diverged and "Out of memory" in (huge[0].error or "")
+    assert huge[0].wall_s > 0 and "Out of memory" in lines_of(tmp_path / "s.jsonl")[1 + made.index(huge[0])]["error"]
     with pytest.raises(UsageError, match="nowhere"):
         prepared(tmp_path, 1, "[huge]\nnetwork.factory = 'nowhere:Net'\n")
 
@@ -185,16 +207,17 @@ def test_candidates_that_cannot_be(tmp_path: Path, content: str, words: str) -> 
     with pytest.raises(UsageError, match=words):
         prepared(tmp_path, 60, content)
     with pytest.raises(DataError, match="cannot be read"):
-        search.candidates(tmp_path / "missing.toml", load_recipe("tiny"))
+        load_candidates(tmp_path / "missing.toml", load_recipe("tiny"))
 
 
 def test_candidates_hold_what_differs_and_are_judged_on_images_kept_back(tmp_path: Path) -> None:
     plan = prepared(tmp_path, 60).plan
-    assert plan.recipes["bad@0.5"].network.widths == (8, 8, 8)
-    assert plan.recipes["bad@0.5"].training.epochs == load_recipe("tiny").training.epochs / 2
+    assert plan.recipes["bad"].network.widths == (8, 8, 8)
+    assert plan.recipe(Task("bad", 1000, 0.5)).training.epochs == load_recipe("tiny").training.epochs / 2
     assert {each.data.holdout for each in plan.recipes.values()} == {1000}, "a tenth of the ten thousand shapes"
 
 
+@pytest.mark.slow
 def test_a_search_is_killed_goes_on_and_is_reported(call: Call, tmp_path: Path) -> None:
     (tmp_path / "few.toml").write_text("[slow]\noptimizer.filters.lr = 0.02\n[small]\nnetwork.widths = [4, 4, 4]\n")
     sets = ["training.epochs=0.12", "evaluation.views=none", "network.widths=[8, 8, 8]", "network.whiten.images=500"]
@@ -202,22 +225,22 @@ def test_a_search_is_killed_goes_on_and_is_reported(call: Call, tmp_path: Path) 
     command = [sys.executable, "-m", "fastcifar", "search", *arguments, "--minutes", "10"]
     process = subprocess.Popen(command, cwd=tmp_path, env=os.environ, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     path = tmp_path / "search.jsonl"
-    while (not path.exists() or path.read_bytes().count(b"\n") < 4) and process.poll() is None:
+    while finished(path) < 3 and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    before = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    before = lines_of(path)[1:]
     assert len(before) >= 3
     spent = sum(run["wall_s"] for run in before)
     done = call("search", *arguments, "--minutes", f"{(spent + 25) / 60}", "--json")
     assert done.code == 0, done.err
-    assert done.document["runs"][: len(before)] == before
+    assert [{key: run[key] for key in before[0]} for run in done.document["runs"][: len(before)]] == before
     first = done.document["rungs"][0]
     assert first["fraction"] == 0.25 and {each["name"] for each in first["standings"]} == {"base", "slow", "small"}
     assert done.document["remark"]
     again = call("search", *arguments, "--minutes", f"{spent / 60}")
     assert again.code == 0 and "at 0.25" in again.out
-    shown = call("bench", "--report", "search.jsonl", "--markdown")
-    assert shown.code == 0 and "| slow@0.25 against base@0.25 |" in shown.out
+    shown = call("report", "search.jsonl", "--markdown")
+    assert shown.code == 0 and "| slow at 0.25 |" in shown.out
     other = call("search", "tiny", "few.toml", "--dataset", "shapes", "--minutes", "1")
     assert other.code == 2 and "another bench" in other.err

@@ -90,6 +90,7 @@ def test_images_that_cannot_be_evaluated(call: Call, run: Path) -> None:
     Path("text.png").write_text("no image")
     Path("empty").mkdir()
     (Path("classes") / "dics").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save("classes/dics/0.png")
     make_folder(Path("pets"))
     for paths, code, message in [
         (["text.png"], 3, "not an image"),

@@ -1,13 +1,22 @@
-"""Recipes: what comes with the program, files of one's own, overrides, and every way to get them wrong."""
+"""Recipes: the built-in ones, files, overrides, and an error for everything that can be wrong in them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fastcifar.errors import DataError, UsageError
-from fastcifar.recipes.parse import load_recipe, recipe_from_dict, recipe_names, recipe_to_dict, recipe_to_toml
+from fastcifar.recipes.parse import (
+    load_recipe,
+    recipe_from_dict,
+    recipe_keys,
+    recipe_names,
+    recipe_to_dict,
+    recipe_to_toml,
+)
+from fastcifar.recipes.schema import Recipe
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -57,6 +66,8 @@ def test_a_file_extends_a_recipe_and_a_file(tmp_path: Path) -> None:
         ("training.epochs=nan", "must be a number"),
         ("training=3", "is a section"),
         ("data.flip=randon", "did you mean 'random'"),
+        ("network.activation=relu", "'network.activation' is 'relu'; did you mean"),
+        ("network.head.scale=-1", "must be at least 0"),
         ("network.widths=64", "must be a list"),
         ("network.widths=[64, 0, 64]", "in 1..8,192"),
         ("network.widths=[64, 64]", "same, nonzero length"),
@@ -71,6 +82,15 @@ def test_a_wrong_override_is_explained(override: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
         load_recipe("air94", override)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("key", recipe_keys())
+def test_every_key_can_be_overridden(key: str) -> None:
+    tree: Any = recipe_to_dict(Recipe())
+    for part in key.split("."):
+        tree = tree[part]
+    value = f'"{tree}"' if isinstance(tree, str) else str(tree).lower()
+    assert load_recipe("air94", f"{key}={value}")
 
 
 def test_an_unknown_recipe_names_the_nearest() -> None:

@@ -12,7 +12,9 @@ import torch
 
 from fastcifar.cli.display.screen import duration, size
 from fastcifar.errors import MachineError, UsageError
+from fastcifar.system import device
 from fastcifar.system.device import busy_warning, device_name, pick_device, platform, prepare_device
+from fastcifar.system.processors import Processors
 from fastcifar.system.timing import Timestamp
 
 
@@ -53,12 +55,17 @@ def test_kept_memory_is_not_fetched_again() -> None:
     assert faults["keep"] * 10 < faults["plain"]
 
 
-def test_somebody_elses_work_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.1, 0.1))
-    assert busy_warning(cpu) is None
-    monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 0.1, 0.1))
-    assert "busy" in (busy_warning(cpu) or "")
+@pytest.mark.parametrize(
+    ("machine", "usable", "busy", "warned"),
+    [(8, 8, 0.2, False), (8, 8, 1.0, True), (64, 2, 60.0, False), (64, 2, 63.0, True), (2, 2, None, False)],
+)
+def test_a_machine_too_busy_for_our_threads_is_warned_about(
+    machine: int, usable: int, busy: float | None, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: machine)
+    monkeypatch.setattr(device, "usable_processors", lambda: Processors(usable))
+    monkeypatch.setattr(device, "others_busy", lambda: busy)
+    assert (busy_warning(torch.device("cpu")) is not None) == warned
 
 
 def test_marks_measure_the_time_between_them() -> None:

@@ -1,7 +1,7 @@
-"""What a person sees: live views, tables and lines, drawn at their own pace beside the work.
+"""Terminal output: the console, live views and number formats.
 
-A view is handed the latest state and draws it from a thread of its own twice a second, so that a slow or blocked
-terminal never holds up a training. Where the output is no terminal, finished things become plain lines.
+A view keeps the latest state of the work and draws it from another thread twice a second, so that a slow or blocked
+terminal never delays a training. Where the output is no terminal, a view prints plain lines instead.
 """
 
 from __future__ import annotations
@@ -19,13 +19,34 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-PIPE_WIDTH = 140  # characters of a table in a pipe
-PERIOD = 0.5  # seconds between two looks at the state
+from fastcifar.errors import OK
+
+PIPE_WIDTH = 140  # columns of a table in a pipe
+PERIOD = 0.5  # seconds between two updates of a view
+
+
+class PipeConsole(Console):
+    """A console for which it is no error that the reader of a pipe leaves, as `head` does."""
+
+    def on_broken_pipe(self) -> None:
+        """Exit with code 0, where Rich exits with 1; in the thread of a view only that thread ends.
+
+        Where standard error has lost its reader the work goes on without it: the result goes to standard output.
+        """
+        if self.stderr:
+            self.quiet = True
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            return
+        sys.stdout = None
+        raise SystemExit(OK)
 
 
 class Screen:
-    """Where output goes: all for people to standard error with `as_json`, which keeps standard output for one
-    document; nothing but results with `quiet`."""
+    """Where output goes.
+
+    With `as_json` all text goes to standard error, and standard output gets one JSON document. With `quiet` only
+    results and warnings are printed.
+    """
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
@@ -33,30 +54,39 @@ class Screen:
         stream = sys.stderr if as_json else sys.stdout
         piped = stream is None or not stream.isatty()
         width = PIPE_WIDTH if piped and "COLUMNS" not in os.environ else None
-        self.console = Console(stderr=as_json, highlight=False, soft_wrap=piped, width=width)
+        self.console = PipeConsole(
+            stderr=as_json,
+            highlight=False,
+            soft_wrap=piped,
+            width=width,
+            markup=False,  # names of classes, files and recipes may have brackets and colons
+            emoji=False,
+        )
+        # Rich takes a pipe for a terminal where FORCE_COLOR is set: colours are wanted there, moving the cursor is not.
+        self.animated = not piped and self.console.is_terminal and not self.console.is_dumb_terminal
 
     def note(self, text: str) -> None:
-        """A line about what goes on."""
+        """Print a line about progress, unless quiet."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(text)
 
     def warn(self, text: str) -> None:
-        """A line that a person should not miss; goes to standard error always."""
-        console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        """Print a warning to standard error, even if quiet."""
+        console = PipeConsole(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
         console.print(Text(f"Warning: {text}", style="yellow"))
 
     def result(self, renderable: RenderableType, document: dict[str, Any] | list[Any]) -> None:
-        """What the command was called for: as JSON on standard output, or drawn."""
+        """Print the result of a command: the document as JSON, or the renderable."""
         if self.as_json:
             print(json.dumps(document, indent=2), flush=True)
         elif isinstance(renderable, str):
-            self.console.print(renderable, markup=False, soft_wrap=True)  # for files: no line is broken
+            self.console.print(renderable, soft_wrap=True)  # may go to a file: no line is broken
         else:
             self.console.print(renderable)
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words as long as needed: 0.87 s, 42 s, 3 min 20 s, 1 h 05 min."""
+    """Seconds in the units that fit: 0.87 s, 42 s, 3 min 20 s, 1 h 05 min."""
     if seconds < 10:
         return f"{seconds:.2f} s"
     if seconds < 99.5:
@@ -82,55 +112,57 @@ def percent(fraction: float | None) -> str:
 
 
 class View:
-    """Draws something from a thread of its own while a `with` block works."""
+    """Draws the state of the work while a `with` block does it.
+
+    In a terminal Rich's own thread draws `draw()`; elsewhere a thread prints `lines()`. Quiet screens show nothing.
+    """
 
     def __init__(self, screen: Screen) -> None:
         self.screen = screen
         self.console = screen.console
-        self.live: Live | None = None
+        self.ended = False  # whether the block is over: what is drawn then stays, and may be longer than the window
+        self._live: Live | None = None
+        self._printer = threading.Thread(target=self._print_lines, daemon=True)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def draw(self) -> RenderableType:
-        """The view as it is now, for a terminal."""
+        """The current state, for a terminal."""
         raise NotImplementedError
 
     def lines(self) -> Iterable[str]:
-        """What came up since the last call, for a pipe or a file."""
+        """What is new since the last call, for a pipe or a file."""
         return ()
 
     def __enter__(self) -> Self:
         if not self.screen.quiet:
-            if self.console.is_terminal:
-                self.live = Live(get_renderable=self.draw, console=self.console, auto_refresh=False)
-                self.live.start()
-            self._thread.start()
+            if self.screen.animated:
+                self._live = Live(get_renderable=self.draw, console=self.console, refresh_per_second=1 / PERIOD)
+                self._live.start()
+            else:
+                self._printer.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.ended = True
+        if self._live is not None:
+            self._live.stop()  # draws once more
         self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-            self._show()
-        if self.live is not None:
-            self.live.stop()
+        if self._printer.is_alive():
+            self._printer.join()
 
-    def _watch(self) -> None:
-        while not self._stop.wait(PERIOD):
-            self._show()
-
-    def _show(self) -> None:
-        if self.live is not None:
-            self.live.refresh()
-        else:
+    def _print_lines(self) -> None:
+        """Print new lines until the block ends, then those that are left."""
+        stopped = False
+        while not stopped:
+            stopped = self._stop.wait(PERIOD)
             for line in self.lines():
-                self.console.print(line, markup=False)
+                self.console.print(line)
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> Table:
-    """Names and values, one a line."""
+    """A table of names and values, one pair in each row."""
     grid = Table.grid(padding=(0, 2))
     for name, value in rows:
         grid.add_row(Text(name, style="dim"), Text(value))

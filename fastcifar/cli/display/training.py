@@ -1,8 +1,9 @@
-"""Terminal output of train, eval and download: live views, the summary of a run, the report of an evaluation."""
+"""Terminal output of train, eval and download: live views, the summary of a run, the report on an evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ from rich.progress import (
     TextColumn,
     TransferSpeedColumn,
 )
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -29,8 +29,12 @@ if TYPE_CHECKING:
     from fastcifar.training.trainer import Epoch, Status
 
 
+text_column = partial(TextColumn, markup=False)
+ROWS_BESIDE = 6  # rows of a window that the heading, the bar and what surrounds them take beside the epochs
+
+
 class TrainView(View):
-    """A bar over the finished steps with the time to go, and a row an epoch."""
+    """A row for each epoch, and a progress bar over the steps with the time left."""
 
     def __init__(self, screen: Screen, device: str, with_test: bool) -> None:
         super().__init__(screen)
@@ -38,23 +42,22 @@ class TrainView(View):
         self.with_test = with_test
         self.status: Status | None = None
         self.printed = 0
+        texts = (text_column("{task.fields[loss]}"), text_column("{task.fields[left]}"))
+        steps = (BarColumn(20), text_column("step"), MofNCompleteColumn(" of "))
+        self.bar = Progress(text_column("{task.description}"), *steps, *texts, console=self.console, auto_refresh=False)
+        self.task = self.bar.add_task("starting", total=None, loss="", left="")
 
     def update(self, status: Status) -> None:
         """Keep the latest state; returns at once."""
         self.status = status
 
     def headings(self) -> list[str]:
-        return [
-            "epoch",
-            f"{self.device} time",
-            "images/s",
-            "loss",
-            "accuracy",
-            "lr",
-            *(["test"] if self.with_test else []),
-        ]
+        """The columns of the table of epochs."""
+        always = ["epoch", f"{self.device} time", "images/s", "loss", "accuracy", "lr"]
+        return [*always, "test"] if self.with_test else always
 
     def row(self, epoch: Epoch) -> list[str]:
+        """One epoch in these columns."""
         cells = [
             str(epoch.epoch),
             duration(epoch.device_s),
@@ -69,23 +72,20 @@ class TrainView(View):
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for heading in self.headings():
             table.add_column(heading, justify="right")
-        status = self.status
-        for epoch in list(status.epochs) if status else ():
-            table.add_row(*self.row(epoch))
-        return Group(table, self.bar(status))
-
-    def bar(self, status: Status | None) -> RenderableType:
-        """Steps finished, and the time to go."""
-        done, total = (status.steps_done, status.total_steps) if status else (0, 1)
-        grid = Table.grid(padding=(0, 1))
-        left = status.seconds_left() if status else None
-        stage = status.stage if status else "starting"
-        to_go = f"{duration(left)} to go" if left is not None and stage == "training" else ""
-        loss = f"loss {status.loss:.3f}" if status and status.loss is not None and stage == "training" else ""
-        grid.add_row(
-            stage, ProgressBar(total, done, width=20), f"step {done} of {total if status else '?'}", loss, to_go
-        )
-        return grid
+        if (status := self.status) is not None:
+            fitting = 0 if self.ended else max(1, self.console.height - ROWS_BESIDE)
+            for epoch in list(status.epochs)[-fitting:]:
+                table.add_row(*self.row(epoch))
+            training, left = status.stage == "training", status.seconds_left()
+            self.bar.update(
+                self.task,
+                description=status.stage,
+                completed=status.steps_done,
+                total=status.total_steps,
+                loss=f"loss {status.loss:.3f}" if training and status.loss is not None else "",
+                left=f"{duration(left)} left" if training and left is not None else "",
+            )
+        return Group(table, self.bar)
 
     def lines(self) -> Iterable[str]:
         status = self.status
@@ -99,7 +99,7 @@ class TrainView(View):
 
 
 class ProgressView(View):
-    """Bars for stretches of work that say how far they are, such as a download."""
+    """A progress bar for each task that reports its progress, such as a download."""
 
     def __init__(self, screen: Screen) -> None:
         super().__init__(screen)
@@ -107,12 +107,12 @@ class ProgressView(View):
         self.printed: set[str] = set()
         self.tasks: dict[str, TaskID] = {}
         byte_columns = (DownloadColumn(), TransferSpeedColumn())
-        text = TextColumn("{task.description}")
+        text = text_column("{task.description}")
         self.bytes = Progress(text, BarColumn(28), *byte_columns, console=self.console, auto_refresh=False)
         self.items = Progress(text, BarColumn(28), MofNCompleteColumn(), console=self.console, auto_refresh=False)
 
     def update(self, what: str, done: int, total: int | None) -> None:
-        """Keep the latest state of one stretch of work; returns at once."""
+        """Keep the latest state of one task; returns at once."""
         self.state[what] = (done, total)
 
     def draw(self) -> RenderableType:
@@ -134,49 +134,51 @@ def introduction(recipe: Recipe, dataset: Dataset, flops: int, device: str) -> s
     """One line before a training: recipe, dataset, FLOPs of the run, device."""
     where = "" if dataset.published else " (not a published dataset)"
     if recipe.data.holdout:
-        where = f" (evaluated on {recipe.data.holdout:,} training images held out)"
+        where = f" (evaluated on {recipe.data.holdout:,} held-out training images)"
     return f"{recipe.name} on {dataset.name}{where}: {flops:.3g} FLOPs on {device}"
 
 
-def summary(record: dict[str, Any]) -> Table:
-    """What a run reached and cost, and how to repeat it, from the record of `train --json` or `run.json`."""
-    parts = f"(epochs {duration(record['epochs_s'])}, evaluation {duration(record['eval_s'])})"
-    versions = f"fastcifar {record['version']}, torch {record['torch']}"
-    return facts(
-        [
-            (
-                "accuracy",
-                f"{percent(record['accuracy'])}  ({percent(record['accuracy_no_tta'])} without test-time augmentation)",
-            ),
-            ("train time", f"{duration(record['train_s'])}  {parts}"),
-            ("setup, wall time", f"{duration(record['setup_s'])}, {duration(record['wall_s'])}"),
-            ("speed", f"{record['tflops_per_s']:.3g} TFLOP/s over {record['flops']:.3g} FLOPs"),
-            ("peak memory", size(record["peak_memory"])),
-            ("run", f"{record['recipe']}, {record['dataset']}, seed {record['seed']}, {record['engine']} engine"),
-            ("machine", f"{record['device']}; {versions}"),
-            ("run folder", str(Path(record["checkpoint"]).parent)),
-        ]
+def summary_from_document(document: dict[str, Any]) -> Table:
+    """The summary of a run, from the document of `train --json` or the `run.json` of a run folder."""
+    accuracy = (
+        f"{percent(document['accuracy'])}  ({percent(document['accuracy_no_tta'])} without test-time augmentation)"
     )
+    parts = f"(epochs {duration(document['epochs_s'])}, evaluation {duration(document['eval_s'])})"
+    run = f"{document['recipe']}, {document['dataset']}, seed {document['seed']}, {document['engine']} engine"
+    rows = [
+        ("accuracy", accuracy),
+        ("evaluated on", document["accuracy_on"]),
+        ("train time", f"{duration(document['train_s'])}  {parts}"),
+        ("setup, wall time", f"{duration(document['setup_s'])}, {duration(document['wall_s'])}"),
+        ("speed", f"{document['tflops_per_s']:.3g} TFLOP/s over {document['flops']:.3g} FLOPs"),
+        ("peak memory", size(document["peak_memory"])),
+        ("run", run),
+        ("machine", f"{document['device']}; fastcifar {document['version']}, torch {document['torch']}"),
+        ("run folder", str(Path(document["checkpoint"]).parent)),
+    ]
+    return facts(rows)
 
 
 def evaluation_report(found: dict[str, Any], classes: list[str]) -> RenderableType:
-    """The accuracy, and what else was asked for."""
+    """The accuracy, and the parts that the document of `eval --json` has besides."""
     parts: list[RenderableType] = []
     if found["accuracy"] is not None:
         views = f"test-time augmentation: {found['tta']}"
         parts.append(facts([("accuracy", f"{percent(found['accuracy'])} of {found['images']:,} images ({views})")]))
     if "per_class" in found:
-        parts.append(facts((name, percent(value)) for name, value in found["per_class"].items()))
+        parts.append(facts((name, percent(value) or "no images") for name, value in found["per_class"].items()))
     if "confusion" in found:
         parts.append(confusion_table(found["confusion"], classes))
     for prediction in found.get("predictions", ()):
         likely = ", ".join(f"{item['class']} {100 * item['probability']:.1f} %" for item in prediction["classes"])
         parts.append(Text(f"{prediction['file']}: {likely}"))
+    if more := found["images"] - len(found.get("predictions", ())) if found["accuracy"] is None else 0:
+        parts.append(Text(f"and {more:,} more images: --csv FILE writes a row for each."))
     return Group(*parts)
 
 
 def confusion_table(matrix: list[list[int]], classes: list[str]) -> Table:
-    """True classes down, taken for across; columns are numbered where names would not fit."""
+    """The confusion matrix: a row for each true class, a column for each predicted one, numbered as the rows are."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("true class")
     for i in range(len(classes)):

@@ -78,9 +78,9 @@ def test_only_plain_layers_are_replaced() -> None:
     assert [type(layer) for layer in layers] == [pointwise.FastGelu, nn.GELU, nn.MaxPool2d]
     for x in (torch.randn(2, 3, 8, 8), torch.randn(2, 8, 8, 8), torch.randn(2, 8, 8, 8).double()):
         torch.testing.assert_close(layers[0](x), F.gelu(x), atol=1e-6, rtol=1e-6)
-    ghostly = ConvGroup(8, 8, 2, NetworkRecipe(norm=Norm(ghost=2), activation="relu"))
+    ghostly = ConvGroup(8, 8, 2, NetworkRecipe(norm=Norm(ghost=2), activation="celu"))
     pointwise.install(ghostly)
-    assert type(ghostly.norm1) is BatchNorm and type(ghostly.act2) is nn.ReLU
+    assert type(ghostly.norm1) is BatchNorm and type(ghostly.act2) is nn.CELU
 
 
 def test_code_of_ones_own_is_left_as_it_is() -> None:

@@ -1,0 +1,117 @@
+"""`fastcifar report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastcifar import errors
+from fastcifar.cli.options import AsJson, Quiet, check_target, document
+from fastcifar.cli.profile import By, Depth, Sort, Top
+from fastcifar.errors import DataError
+
+if TYPE_CHECKING:
+    from fastcifar.bench.records import RunRecord
+    from fastcifar.bench.report import Report
+    from fastcifar.cli.display.screen import Screen
+
+BenchTarget = Annotated[
+    float | None, typer.Option(help="Exit with code 5 where a mean accuracy is below this, in percent.")
+]
+UntilClear = Annotated[
+    bool,
+    typer.Option("--until-clear", help="Stop when the confidence sequence excludes zero or lies within the margin."),
+]
+Margin = Annotated[float, typer.Option(min=0.001, help="Equivalence margin in percentage points.")]
+AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print the report as Markdown.")]
+Svg = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a scatter plot of all runs.")]
+
+
+def report(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Results files and run folders, pooled; or one file of `profile --json`.")
+    ],
+    target: BenchTarget = None,
+    until_clear: Annotated[
+        bool, typer.Option("--until-clear", help="Judge accuracies by the anytime-valid confidence sequence.")
+    ] = False,
+    margin: Margin = 0.1,
+    as_markdown: AsMarkdown = False,
+    svg: Svg = None,
+    by: By = "layer",
+    sort: Sort = "network",
+    top: Top = 0,
+    depth: Depth = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> int:
+    """Show again what results files, run folders or a profile's JSON hold; nothing is trained.
+
+    Example: fastcifar report runs.jsonl more.jsonl --markdown
+    """
+    from fastcifar.cli.display.screen import Screen
+
+    check_target(target)
+    screen = Screen(as_json, quiet)
+    stored = stored_document(paths[0]) if len(paths) == 1 and not as_markdown and svg is None else None
+    if stored is None:
+        return report_runs(paths, screen, target, margin if until_clear else None, as_markdown, svg)
+    if stored["command"] == "profile":
+        from fastcifar.cli.display.profile import report_from_document
+
+        screen.result(report_from_document(stored, screen.console.width, by, sort, depth, top), stored)
+        return errors.OK
+    from fastcifar.cli.display.training import summary_from_document
+
+    screen.result(summary_from_document(stored), stored)
+    missed = target is not None and 100 * stored["accuracy"] < target
+    return errors.TARGET_MISSED if missed else errors.OK
+
+
+def report_runs(
+    paths: list[Path], screen: Screen, target: float | None, margin: float | None, as_markdown: bool, svg: Path | None
+) -> int:
+    """Report on the runs of results files and run folders; returns the exit code."""
+    from fastcifar.bench.report import summarize
+    from fastcifar.bench.results import load, merge
+
+    pool = merge([load(path) for path in paths])
+    summarized = summarize(pool.runs, list(pool.recipes), target, margin)
+    return show_runs(screen, pool.runs, summarized, pool.device, as_markdown, svg)
+
+
+def show_runs(
+    screen: Screen, runs: list[RunRecord], summarized: Report, device: str | None, as_markdown: bool, svg: Path | None
+) -> int:
+    """Show the report of a bench; returns the exit code."""
+    from fastcifar.cli.display.bench import markdown, screen_report
+
+    if svg is not None:
+        from fastcifar.cli.display.svg import scatter
+        from fastcifar.system.files import write_text
+
+        write_text(svg, scatter(runs, summarized))
+    result = {**document("bench", device), "runs": [run.document() for run in runs], **summarized.document()}
+    screen.result(markdown(summarized) if as_markdown else screen_report(summarized), result)
+    return errors.TARGET_MISSED if summarized.missed else errors.OK
+
+
+def stored_document(path: Path) -> dict[str, Any] | None:
+    """The JSON document of `train` (as in a run folder) or `profile` at this path; None for a results file.
+
+    Raises DataError for a file that cannot be read, or is a document of another command.
+    """
+    from fastcifar.bench.results import RECORD, decode
+
+    file = path / RECORD if path.is_dir() else path
+    try:
+        stored = decode(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}.") from None
+    if stored is None or "command" not in stored:
+        return None
+    if stored["command"] not in ("train", "profile"):
+        raise DataError(f"{file} is a document of `{stored['command']}`: `report` shows its results file.")
+    return stored
