@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastcifar.profiling.attribution import NODE, attribute
-from fastcifar.profiling.recording import WARM_UP_STEPS, settle
+from fastcifar.profiling.recording import WARM_UP_STEPS, settle, time_step
 from fastcifar.profiling.targets import ProfileTarget
 
 
@@ -48,12 +48,22 @@ def wrapped(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("compile_network", [wrapped, in_place])
-def test_a_compiled_network_is_one_layer(compile_network: Callable[[nn.Module], nn.Module]) -> None:
+def test_a_compiled_network_is_one_layer(
+    compile_network: Callable[[nn.Module], nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch._dynamo.utils as dynamo
 
+    compilations: list[int] = []  # at the beginning and the end of each timed step
+
+    def timed(target: ProfileTarget) -> float:
+        compilations.append(dynamo.counters["stats"]["unique_graphs"])
+        seconds = time_step(target)
+        compilations.append(dynamo.counters["stats"]["unique_graphs"])
+        return seconds
+
     plain = profile_network(Small())
-    network = compile_network(Small())
-    result = profile_network(network)
+    monkeypatch.setattr("fastcifar.profiling.recording.time_step", timed)
+    result = profile_network(compile_network(Small()))
     layer = layer_of(result, "network")
     assert result.recipe == "Small" and layer.kind == "Small (compiled)"
     assert [each.name for each in result.layers] == ["network", "loss"]
@@ -62,10 +72,7 @@ def test_a_compiled_network_is_one_layer(compile_network: Callable[[nn.Module], 
     assert layer.output == [4, 10] and layer.forward_ms > 0 and layer.backward_ms > 0 and layer.optimizer_ms > 0
     assert 0 < layer.activation_bytes < result.peak_memory
     assert_adds_up(result.document())
-    compilations = dynamo.counters["stats"]["unique_graphs"]
-    again = profile_network(network)
-    assert dynamo.counters["stats"]["unique_graphs"] == compilations, "recording had it compiled again"
-    assert max(again.step_times_ms + result.step_times_ms) < 500, "a step that was not warmed up"
+    assert len(set(compilations)) == 1, "a step that was not warmed up, or compiled again to be recorded"
 
 
 def test_a_compiled_part_is_one_layer() -> None:
