@@ -68,7 +68,7 @@ def train(
     check_target(target)
     check_seed(seed)
     if here().size > 1:
-        raise UsageError("`train` makes one run in one process: under torchrun use `fastcifar bench`.")
+        raise UsageError("`train` makes one run in one process: under torchrun or srun use `fastcifar bench`.")
     screen = Screen(as_json, quiet)
     if resume is None:
         prepared = new_job(open_session(screen, device, threads), recipe, settings, dataset, seed, engine, out, force)

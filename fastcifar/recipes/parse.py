@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from fastcifar.errors import DataError, UsageError, nearest
 from fastcifar.recipes import schedule
 from fastcifar.recipes.schema import SIDE, SMALLEST_SIDE, Optimizer, Recipe, Sgd
+from fastcifar.system.text import read_text
 
 FOLDER = Path(__file__).parent
 
@@ -37,7 +38,7 @@ def load_recipe(recipe: str | Recipe, *overrides: str) -> Recipe:
     `training.epochs=2` applied in order.
 
     Raises UsageError for an unknown recipe, a file that does not parse or extends itself, an unknown key or a value
-    of the wrong type or out of range; DataError for a file that cannot be read.
+    of the wrong type or out of range; DataError for a file that cannot be read or is not in UTF-8.
     """
     tree = recipe_to_dict(recipe) if isinstance(recipe, Recipe) else _read(recipe, ())
     name = recipe.name if isinstance(recipe, Recipe) else recipe_title(recipe)
@@ -173,12 +174,12 @@ def _read(name: str, seen: tuple[Path, ...], base: Path | None = None) -> dict[s
     if path in seen:
         raise UsageError(f"Recipe file {path} extends itself, by way of {' -> '.join(p.stem for p in seen)}.")
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise UsageError(f"There is no recipe file {path}; `fastcifar recipes` lists the recipes.") from None
     except OSError as error:
         raise DataError(f"Recipe file {path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"Recipe file {path} is not valid TOML: {error}.") from None
     parent = tree.pop("extends", None)
     if parent is None:
