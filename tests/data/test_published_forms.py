@@ -99,7 +99,7 @@ def test_the_first_epoch_is_the_same_from_files_and_from_arrays(
         monkeypatch.setenv("FASTCIFAR_HOME", str(tmp_path / home))
         dataset = import_dataset(source)
         recipe = fastcifar.load_recipe("tiny", "training.epochs=1", "network.widths=[8, 8, 8]", "evaluation.views=none")
-        return dataset, fastcifar.train(recipe, dataset, threads=1).epochs[-1].train_loss
+        return dataset, fastcifar.train(recipe, dataset, threads=1).result.epochs[-1].train_loss
 
     files, arrays_too = first_epoch(unpacked / "cifar10", "a"), first_epoch(arrays, "b")
     assert files[0].digest == arrays_too[0].digest and torch.equal(files[0].train.images, arrays_too[0].train.images)
