@@ -18,7 +18,7 @@ from fastcifar import errors
 from fastcifar.cli.bench import bench
 from fastcifar.cli.download import download
 from fastcifar.cli.evaluate import evaluate
-from fastcifar.cli.options import GroupedHelp
+from fastcifar.cli.options import GroupedHelp, usage_hint
 from fastcifar.cli.profile import profile
 from fastcifar.cli.recipes import recipes
 from fastcifar.cli.report import report
@@ -92,7 +92,7 @@ def explain(error: BaseException) -> tuple[int, str]:
             sys.stdout = None  # what is still in its buffer cannot be written either
             return errors.DATA, "The output cannot be written: no space is left on its device."
         case _ if usage := usage_message(error):
-            return errors.USAGE, f"{usage} See `fastcifar --help`."
+            return errors.USAGE, f"{usage_hint(usage)} See `fastcifar --help`."
     traceback.print_exception(error)
     return errors.BUG, f"This is a bug of fastcifar; please report it with the lines above: {ISSUES}"
 

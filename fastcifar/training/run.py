@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -188,7 +189,7 @@ class RunFolder:
     def resume_hint(self) -> str:
         """One sentence after an interruption: what was kept, and how to resume."""
         if (self.path / STATE).exists():
-            return f"Interrupted; the finished epochs are kept: fastcifar train --resume {self.path}"
+            return f"Interrupted; the finished epochs are kept: fastcifar train --resume {shlex.quote(str(self.path))}"
         return "Interrupted; nothing was kept yet (a state is kept after an epoch, on a GPU if it took 10 s)."
 
 
