@@ -23,7 +23,7 @@ from fastcifar.cli.bench import bench
 from fastcifar.cli.display.encoding import prepare_outputs
 from fastcifar.cli.download import download
 from fastcifar.cli.evaluate import evaluate
-from fastcifar.cli.options import GroupedHelp
+from fastcifar.cli.options import GroupedHelp, usage_hint
 from fastcifar.cli.profile import profile
 from fastcifar.cli.recipes import recipes
 from fastcifar.cli.report import report
@@ -126,7 +126,7 @@ def explain(error: BaseException) -> tuple[int, str]:
         case OSError(errno=errno.ENAMETOOLONG):
             return errors.DATA, f"'{error.filename}' cannot be the name of a file here: it is too long."
         case _ if usage := usage_message(error):
-            return errors.USAGE, f"{usage} See `fastcifar --help`."
+            return errors.USAGE, f"{usage_hint(usage)} See `fastcifar --help`."
     traceback.print_exception(error)
     return errors.BUG, f"This is a bug of fastcifar; please report it with the lines above: {ISSUES}"
 

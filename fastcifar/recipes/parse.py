@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from fastcifar.errors import DataError, UsageError, nearest
+from fastcifar.errors import DataError, UsageError, known_as, nearest
 from fastcifar.recipes import schedule
 from fastcifar.recipes.schema import SIDE, SMALLEST_SIDE, Optimizer, Recipe, Sgd
 from fastcifar.system.text import read_text
@@ -58,6 +58,16 @@ def recipe_keys() -> list[str]:
                 yield prefix + key
 
     return list(keys(recipe_to_dict(Recipe()), ""))
+
+
+def key_elsewhere(word: str) -> str | None:
+    """The dotted key of recipes that a word means without its section (`epochs`), or in other programs (`bs`)."""
+    keys = recipe_keys()
+    ours = known_as(word)
+    if ours in keys:
+        return ours
+    same = [key for key in keys if key.rpartition(".")[2] == word.strip("-").lower().replace("-", "_")]
+    return same[0] if len(same) == 1 else None
 
 
 def stored_evidence() -> dict[str, dict[str, Any]]:
@@ -233,7 +243,9 @@ def _build(cls: type[Any], tree: Any, where: str, prefix: str) -> Any:
     for key, value in tree.items():
         if key not in kinds:
             what = "key" if prefix or not isinstance(value, Mapping) else "section"
-            raise UsageError(f"In {where}, there is no {what} '{prefix}{key}'; {nearest(key, kinds)}")
+            ours = key_elsewhere(key)
+            hint = f"did you mean '{ours.removeprefix(prefix)}'?" if ours else nearest(key, kinds)
+            raise UsageError(f"In {where}, there is no {what} '{prefix}{key}'; {hint}")
         name = prefix + key
         if dataclasses.is_dataclass(kinds[key]):
             values[key] = _build(kinds[key], value, where, name + ".")
