@@ -189,7 +189,9 @@ def to_pixels(pair: Pair, reading: Reading) -> np.ndarray:
     """
     images = channels_last(pair)
     if images.dtype == np.uint8 and images.shape[1:] == (SIDE, SIDE, 3):
-        return np.require(images.transpose(0, 3, 1, 2), requirements="CW")  # a file that is mapped is not writable
+        return np.require(
+            images.transpose(0, 3, 1, 2), requirements=["C", "W"]
+        )  # a file that is mapped is not writable
     if not reading.resize:
         raise DataError(
             f"{pair.where} holds {images.dtype} images of {images.shape[2]}x{images.shape[1]} pixels with "

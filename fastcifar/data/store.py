@@ -24,11 +24,12 @@ from fastcifar.data.dataset import (
     no_progress,
 )
 from fastcifar.data.fetch import fetch
+from fastcifar.data.mirrors import remote_archive
 from fastcifar.data.readers import read_source
 from fastcifar.data.shapes import make_shapes
 from fastcifar.data.source import Reading
 from fastcifar.errors import DataError, UsageError
-from fastcifar.system.files import dataset_files, home, home_lock, load_tensors, save_tensors
+from fastcifar.system.files import dataset_files, expand_user, home, home_lock, load_tensors, save_tensors
 
 ORDER = "SHA-256 of the pixels, then the label"  # of the images, stored under "order"; earlier files lack it
 FIELDS = ("mean", "std", "digest", "published", "source")  # of Dataset, stored under these names
@@ -134,11 +135,14 @@ def save_dataset(dataset: Dataset) -> Dataset:
     return load_dataset(dataset.name)
 
 
-def download_dataset(name: str, url: str | None = None, progress: Progress = no_progress) -> Dataset:
-    """Download a published dataset from its address or a mirror, resuming an unfinished download.
+def download_dataset(
+    name: str, url: str | None = None, progress: Progress = no_progress, note: Note = no_note
+) -> Dataset:
+    """Download a published dataset from the first good server, or from `url` alone, resuming an unfinished download.
 
-    One that is on this machine already is verified instead. Raises UsageError for a dataset that is not published,
-    DataError where it cannot be downloaded or is not, byte for byte, the published one.
+    `note` is given sentences: which server is tried, and why the last one was left. A dataset that is on this machine
+    already is verified instead. Raises UsageError for one that is not published, DataError where it cannot be
+    downloaded or is not, byte for byte, the published one.
     """
     if name == EMBEDDED:
         raise UsageError(f"'{name}' is part of fastcifar: nothing to download, use it with `--dataset {name}`.")
@@ -146,13 +150,11 @@ def download_dataset(name: str, url: str | None = None, progress: Progress = no_
         raise UsageError(
             f"Only {' and '.join(PUBLISHED)} can be downloaded: import '{name}' with --from PATH --name {name}."
         )
-    facts = cifar.published_facts(name)
-    archive = home() / facts.archive
-    address = url or facts.url
+    archive = home() / cifar.published_facts(name).archive
     with home_lock(".download.lock"):
         if dataset_path(name).exists():  # perhaps since another process has downloaded it
             return verify_dataset(name, progress)
-        fetch(address, archive, facts.archive_md5, progress)
+        address = fetch(remote_archive(name, url), archive, progress, note)
         dataset = save_dataset(replace(read_source(archive, Reading(name, progress=progress)), source=address))
         archive.unlink(missing_ok=True)
         return dataset
@@ -182,7 +184,7 @@ def import_dataset(
         raise UsageError(f"--test-share {test_share:g} must lie between 0 and 1: 0.2 is a fifth of each class.")
     if name is not None:
         dataset_path(name)  # an impossible name is refused now, not after a minute of reading
-    imported = read_source(path.expanduser(), Reading(dataset, resize, progress), name, test_share, note)
+    imported = read_source(expand_user(path), Reading(dataset, resize, progress), name, test_share, note)
     if imported.name in (*PUBLISHED, EMBEDDED) and not imported.published:
         raise UsageError(f"{path} does not hold the published '{imported.name}': keep it under a --name of its own.")
     return save_dataset(imported)

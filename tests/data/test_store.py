@@ -39,6 +39,7 @@ def kept(image_folder: Path) -> Path:
     return dataset_path("pets")
 
 
+@pytest.mark.slow
 def test_the_real_dataset_from_png_files(cifar10_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTCIFAR_HOME", str(cifar10_home))
     cifar10 = verify_dataset("cifar10")
