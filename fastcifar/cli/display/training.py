@@ -145,6 +145,7 @@ def summary_from_document(document: dict[str, Any]) -> Table:
     )
     parts = f"(epochs {duration(document['epochs_s'])}, evaluation {duration(document['eval_s'])})"
     run = f"{document['recipe']}, {document['dataset']}, seed {document['seed']}, {document['engine']} engine"
+    limit = f", limited by {document['threads_limited_by']}" if document.get("threads_limited_by") else ""
     rows = [
         ("accuracy", accuracy),
         ("evaluated on", document["accuracy_on"]),
@@ -153,7 +154,7 @@ def summary_from_document(document: dict[str, Any]) -> Table:
         ("speed", f"{document['tflops_per_s']:.3g} TFLOP/s over {document['flops']:.3g} FLOPs"),
         ("peak memory", size(document["peak_memory"])),
         ("run", run),
-        ("machine", f"{document['device']}; fastcifar {document['version']}, torch {document['torch']}"),
+        ("machine", f"{document['device']}{limit}; fastcifar {document['version']}, torch {document['torch']}"),
         ("run folder", str(Path(document["checkpoint"]).parent)),
     ]
     return facts(rows)
