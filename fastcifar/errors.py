@@ -52,6 +52,10 @@ class Interrupted(FastcifarError):
     exit_code = INTERRUPTED
 
 
+class FastcifarWarning(UserWarning):
+    """A sentence about something that the user should know and that ends nothing."""
+
+
 # Names that people know from PyTorch and other trainers, in lower case with underscores, and ours for them: dotted ones
 # are keys of recipes, those with dashes options, others values.
 FOREIGN = {

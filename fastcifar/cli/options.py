@@ -155,13 +155,13 @@ def load_or_download(name: str, screen: Screen) -> Dataset:
     from fastcifar.data.store import MissingDataset, download_dataset, load_dataset
 
     try:
-        return load_dataset(name)
+        return load_dataset(name, screen.note)
     except MissingDataset:
         if name not in PUBLISHED:
             raise
     screen.note(f"{name} is not on this machine yet.")
     with ProgressView(screen) as view:
-        return download_dataset(name, None, view.update)
+        return download_dataset(name, None, view.update, screen.note)
 
 
 WITH_SETTINGS = ("train", "bench", "search", "profile", "recipes")  # the commands that take --set

@@ -28,6 +28,7 @@ def torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, **pipes)
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_seeds_and_one_is_killed(tmp_path: Path) -> None:
     arguments = ["-m", "fastcifar", "bench", "tiny", *SMALL, "--runs", "8", "--out", "r.jsonl", "--json"]
     process = torchrun(tmp_path, "--max-restarts", "2", *arguments)
