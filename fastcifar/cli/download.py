@@ -9,7 +9,7 @@ import typer
 
 from fastcifar.cli.completion import complete_dataset
 from fastcifar.cli.options import AsJson, Quiet, document
-from fastcifar.errors import UsageError
+from fastcifar.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from fastcifar.cli.display.screen import Screen
@@ -53,16 +53,19 @@ def download(
     if remove:
         show_removal(name or dataset, screen)
         return
-    with ProgressView(screen) as view:
-        if source is not None:
-            result = import_dataset(
-                source, dataset, name, view.update, notes.append, resize=resize, test_share=test_share
-            )
-        elif dataset_path(dataset).exists() and url is None:
-            result = verify_dataset(dataset, view.update, notes.append)
-            notes.append(f"{dataset} is on this machine already; its content was verified.")
-        else:
-            result = download_dataset(dataset, url, view.update, screen.note)
+    try:
+        with ProgressView(screen) as view:
+            if source is not None:
+                result = import_dataset(
+                    source, dataset, name, view.update, notes.append, resize=resize, test_share=test_share
+                )
+            elif dataset_path(dataset).exists() and url is None:
+                result = verify_dataset(dataset, view.update, notes.append)
+                notes.append(f"{dataset} is on this machine already; its content was verified.")
+            else:
+                result = download_dataset(dataset, url, view.update, screen.note)
+    except KeyboardInterrupt:
+        raise Interrupted("Interrupted; the same command goes on, a download from where it stopped.") from None
     for note in notes:
         screen.note(note)
     show_dataset(result, notes, screen)

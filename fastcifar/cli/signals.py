@@ -26,6 +26,7 @@ class Received:
     number: int | None = None
     at = 0.0  # of time.monotonic()
     caught = False  # the command has ended because of it
+    scheduled = False  # the handler will be called again
     again = False  # the next call of the handler is a retry of this signal, not a second one
 
 
@@ -61,7 +62,7 @@ def end(number: int, frame: FrameType | None) -> None:
         received.number, received.at = number, now
         release_terminal()
     elif received.again:
-        received.again = False
+        received.again = received.scheduled = False
     elif now - received.at > SAME:
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
@@ -93,9 +94,13 @@ def retry() -> None:
     """Have the handler called again in a moment, in the main thread."""
 
     def call() -> None:
-        received.again = True
-        interrupt_main(signal.Signals(received.number or signal.SIGINT))
+        if not received.caught:
+            received.again = True
+            interrupt_main(signal.Signals(received.number or signal.SIGINT))
 
+    if received.scheduled:
+        return
+    received.scheduled = True
     timer = threading.Timer(RETRY, call)
     timer.daemon = True
     timer.start()
