@@ -15,8 +15,6 @@ from fastcifar.cli.profile import By, Depth, Sort, Top
 from fastcifar.errors import DataError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from fastcifar.bench.records import RunRecord
     from fastcifar.bench.report import Report
     from fastcifar.cli.display.screen import Screen
@@ -66,7 +64,7 @@ def report(
         if stored["command"] == "profile":
             from fastcifar.cli.display.profile import report_from_document
 
-            shown: RenderableType = report_from_document(stored, screen.console.width, by, sort, depth, top)
+            shown: Any = report_from_document(stored, screen.console.width, by, sort, depth, top)
         else:
             from fastcifar.cli.display.training import summary_from_document
 

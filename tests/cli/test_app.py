@@ -65,7 +65,7 @@ finally:
         (KeyboardInterrupt(), 130, "Interrupted."),
         (BrokenPipeError(), 0, ""),
         (OSError(errno.ENOSPC, "full"), 3, "no space"),
-        (typer.BadParameter("not a number"), 2, "not a number See `fastcifar --help`."),
+        (typer.BadParameter("not a number"), 2, "not a number. See `fastcifar --help`."),
         (OSError(errno.EIO, "odd"), 1, "please report it"),
         (KeyError("x"), 1, "please report it"),
     ],
