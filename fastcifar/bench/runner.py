@@ -16,7 +16,6 @@ from fastcifar.bench.results import ResultsFile, differences, load
 from fastcifar.errors import Diverged, UsageError
 from fastcifar.recipes.parse import eval_split
 from fastcifar.recipes.schema import Recipe
-from fastcifar.system.processors import processor_times
 from fastcifar.training.flops import count_flops
 from fastcifar.training.run import train
 from fastcifar.training.trainer import Status
@@ -107,18 +106,22 @@ def run_once(plan: BenchPlan, task: Task, progress: Progress) -> RunRecord:
     recipe = plan.recipe(task)
     images = plan.dataset
     flops = recipe_flops(recipe, len(images.classes), len(images.train.images), len(images.test.images))
-    began, siblings = time.monotonic(), here().local_size > 1
-    before = processor_times(siblings)
-    figures: dict[str, Any] = {}
+    began, figures = time.monotonic(), dict[str, Any]()
     try:
-        engine = plan.engines[task.name]
-        result = train(recipe, images, seed=task.seed, device=plan.device, engine=engine, on_change=watch).result
-        figures = {key: getattr(result, key) for key in FIGURES}
+        trained = train(
+            recipe,
+            images,
+            seed=task.seed,
+            device=plan.device,
+            engine=plan.engines[task.name],
+            on_change=watch,
+            siblings=here().local_size > 1,
+        )
+        figures = {key: getattr(trained.result, key) for key in FIGURES}
+        figures["other_load"] = trained.other_load
     except Diverged:
         pass
-    after = processor_times(siblings)
-    other_load = after.other_load(before) if before and after else None
-    return finished(plan, task, began, **figures, flops=flops, other_load=other_load)
+    return finished(plan, task, began, **figures, flops=flops)
 
 
 def finished(plan: BenchPlan, task: Task, began: float, **figures: Any) -> RunRecord:

@@ -6,10 +6,13 @@ Torch is imported inside commands only.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,13 +23,13 @@ from fastcifar.cli.bench import bench
 from fastcifar.cli.display.encoding import prepare_outputs
 from fastcifar.cli.download import download
 from fastcifar.cli.evaluate import evaluate
-from fastcifar.cli.options import GroupedHelp
+from fastcifar.cli.options import GroupedHelp, usage_hint
 from fastcifar.cli.profile import profile
 from fastcifar.cli.recipes import recipes
 from fastcifar.cli.report import report
 from fastcifar.cli.search import search
 from fastcifar.cli.train import train
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import FastcifarError, FastcifarWarning
 from fastcifar.version import __version__
 
 COMMANDS: dict[str, Callable[..., Any]] = {
@@ -39,6 +42,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "search": search,
     "report": report,
 }
+FORMAT_WARNING = warnings.formatwarning  # Python's own
 ISSUES = "https://github.com/fastcifar/fastcifar/issues"
 
 app = typer.Typer(
@@ -49,14 +53,34 @@ app = typer.Typer(
     rich_markup_mode=None,  # Rich doubles the time that help takes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def with_full_paths(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The command with `~` and `~user` replaced in its paths: shells leave those in `--out=~/x`, and unknown users."""
+
+    @functools.wraps(command)
+    def call(**arguments: Any) -> Any:
+        from fastcifar.system.files import expand_user
+
+        for name, value in arguments.items():
+            if isinstance(value, Path):
+                arguments[name] = expand_user(value)
+            elif isinstance(value, list):
+                arguments[name] = [expand_user(each) if isinstance(each, Path) else each for each in value]
+        return command(**arguments)
+
+    return call
+
+
 for name, command in COMMANDS.items():
-    app.command(name, cls=GroupedHelp)(command)
+    app.command(name, cls=GroupedHelp)(with_full_paths(command))
 
 
 def main() -> None:
     """Run the command line and exit with its exit code; on failure print why, as JSON with `--json`."""
     signals.install()
     prepare_outputs()
+    warnings.formatwarning = format_warning
     code, message = run()
     if code == errors.INTERRUPTED:
         code = signals.exit_code()
@@ -99,8 +123,10 @@ def explain(error: BaseException) -> tuple[int, str]:
         case OSError(errno=errno.ENOSPC):
             sys.stdout = None  # what is still in its buffer cannot be written either
             return errors.DATA, "The output cannot be written: no space is left on its device."
+        case OSError(errno=errno.ENAMETOOLONG):
+            return errors.DATA, f"'{error.filename}' cannot be the name of a file here: it is too long."
         case _ if usage := usage_message(error):
-            return errors.USAGE, f"{usage} See `fastcifar --help`."
+            return errors.USAGE, f"{usage_hint(usage)} See `fastcifar --help`."
     traceback.print_exception(error)
     return errors.BUG, f"This is a bug of fastcifar; please report it with the lines above: {ISSUES}"
 
@@ -112,6 +138,15 @@ def usage_message(error: BaseException) -> str | None:
     recognized by the method that all of them have.
     """
     return error.format_message() if hasattr(error, "format_message") else None
+
+
+def format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """One of our own warnings as a sentence, others as Python prints them, with file and line."""
+    if issubclass(category, FastcifarWarning):
+        return f"Warning: {message}\n"
+    return FORMAT_WARNING(message, category, filename, lineno, line)
 
 
 def print_failure(code: int, message: str) -> None:

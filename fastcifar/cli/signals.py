@@ -96,7 +96,7 @@ def retry() -> None:
     def call() -> None:
         if not received.caught:
             received.again = True
-            interrupt_main(received.number or signal.SIGINT)
+            interrupt_main(signal.Signals(received.number or signal.SIGINT))
 
     if received.scheduled:
         return

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from fastcifar.data.dataset import Dataset
     from fastcifar.recipes.schema import Recipe
     from fastcifar.training.engine import Engine
-    from fastcifar.training.run import RunFolder, Trained
+    from fastcifar.training.run import Trained
+    from fastcifar.training.run_folder import RunFolder
 
 
 def train(
@@ -67,30 +68,30 @@ def train(
     check_target(target)
     check_seed(seed)
     if here().size > 1:
-        raise UsageError("`train` makes one run in one process: under torchrun use `fastcifar bench`.")
+        raise UsageError("`train` makes one run in one process: under torchrun or srun use `fastcifar bench`.")
     screen = Screen(as_json, quiet)
     if resume is None:
-        session = open_session(screen, device, threads)
-        job = new_job(session, recipe, settings or [], dataset, seed, engine, out, force)
+        prepared = new_job(open_session(screen, device, threads), recipe, settings, dataset, seed, engine, out, force)
     elif recipe is not None or settings or out is not None or force:
         raise UsageError("--resume continues the run as it was: it takes no recipe, --set, --out or --force.")
     else:
-        job = resumed_job(screen, resume, device, threads, engine)
-    with unfinished(job.folder):
-        flops = run_flops(job.recipe, job.dataset)
-        screen.note(introduction(job.recipe, job.dataset, flops, job.session.device_name))
-        trained = carry_out(job, eval_every)
-    record = {
-        **document("train", job.session.device_name),
-        **run_record(trained, flops),
-        "checkpoint": str(job.folder.checkpoint),
-    }
-    summary = summary_from_document(record)
-    try:
-        job.folder.finish(trained, job.session.device, record)
-    except FastcifarError:
-        screen.console.print(summary)  # the result is shown even if it cannot be kept
-        raise
+        prepared = resumed_job(screen, resume, device, threads, engine)
+    with prepared as job:
+        with resumable(job.folder):
+            flops = run_flops(job.recipe, job.dataset)
+            screen.note(introduction(job.recipe, job.dataset, flops, job.session.device_name))
+            trained = carry_out(job, eval_every)
+        record = {
+            **document("train", job.session.device_name),
+            **run_record(trained, flops),
+            "checkpoint": str(job.folder.checkpoint),
+        }
+        summary = summary_from_document(record)
+        try:
+            job.folder.finish(trained, job.session.device, record)
+        except FastcifarError:
+            screen.console.print(summary)  # the result is shown even if it cannot be kept
+            raise
     screen.result(summary, record)
     if target is not None and 100 * trained.accuracy < target:
         screen.warn(f"The accuracy of {100 * trained.accuracy:.2f} % is below the target of {target:g} %.")
@@ -111,51 +112,52 @@ class Job:
     saved: dict[str, Any] | None = None
 
 
+@contextmanager
 def new_job(
     session: Session,
     recipe: str | None,
-    settings: list[str],
+    settings: list[str] | None,
     dataset: str,
     seed: int,
     engine: str | None,
     out: Path | None,
     force: bool,
-) -> Job:
-    """A new run, its folder made. Raises UsageError or DataError."""
+) -> Iterator[Job]:
+    """A new run, its folder made and locked. Raises UsageError or DataError."""
     from fastcifar.recipes.parse import default_recipe, load_recipe
-    from fastcifar.training.run import create_run_folder
+    from fastcifar.training.run_folder import create_run_folder
 
-    loaded = load_recipe(recipe or default_recipe(session.device.type), *settings)
+    loaded = load_recipe(recipe or default_recipe(session.device.type), *(settings or ()))
     prepared, images = session.engine(engine), session.dataset(dataset)
-    folder = create_run_folder(out, loaded.name, seed, force)
-    return Job(session, loaded, images, seed, prepared, folder)
-
-
-def resumed_job(screen: Screen, path: Path, device: str | None, threads: int | None, engine: str | None) -> Job:
-    """The interrupted run in the folder `path`, on the same device with the same threads and engine unless others are
-    given. Raises DataError where there is none, UsageError where it cannot be resumed here."""
-    from fastcifar.model.checkpoint import recipe_of
-    from fastcifar.training.run import RunFolder, check_resumable
-
-    folder = RunFolder(path)
-    state = folder.load_state()
-    session = open_session(screen, device or state["device"], threads or state["threads"])
-    recipe = recipe_of(state, path)
-    prepared, images = session.engine(engine or state["engine"]), session.dataset(state["dataset"]["name"])
-    check_resumable(state, images, session.device)
-    return Job(session, recipe, images, state["seed"], prepared, folder, state["loop"])
+    with create_run_folder(out, loaded.name, seed, force) as folder:
+        yield Job(session, loaded, images, seed, prepared, folder)
 
 
 @contextmanager
-def unfinished(folder: RunFolder) -> Iterator[None]:
-    """Remove the folder of a run of which nothing was kept; on Ctrl-C raise Interrupted, which says how to resume."""
+def resumed_job(
+    screen: Screen, path: Path, device: str | None, threads: int | None, engine: str | None
+) -> Iterator[Job]:
+    """The interrupted run in the folder `path`, on the same device with the same threads and engine unless others are
+    given. Raises DataError where there is none, UsageError where it cannot be resumed here."""
+    from fastcifar.model.checkpoint import recipe_of
+    from fastcifar.training.run_folder import check_resumable, open_run_folder
+
+    with open_run_folder(path) as folder:
+        state = folder.load_state()
+        session = open_session(screen, device or state["device"], threads or state["threads"])
+        recipe = recipe_of(state, path)
+        prepared, images = session.engine(engine or state["engine"]), session.dataset(state["dataset"]["name"])
+        check_resumable(state, images, session.device)
+        yield Job(session, recipe, images, state["seed"], prepared, folder, state["loop"])
+
+
+@contextmanager
+def resumable(folder: RunFolder) -> Iterator[None]:
+    """On Ctrl-C raise Interrupted, which says how to resume."""
     try:
         yield
-    except BaseException as error:
-        folder.remove_if_empty()
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(folder.resume_hint()) from None
-        raise
+    except KeyboardInterrupt:
+        raise Interrupted(folder.resume_hint()) from None
 
 
 def carry_out(job: Job, eval_every: int) -> Trained:

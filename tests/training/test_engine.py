@@ -12,7 +12,7 @@ from fastcifar.data.dataset import Dataset
 from fastcifar.errors import MachineError, UsageError
 from fastcifar.recipes.parse import load_recipe
 from fastcifar.training.engine import CpuKernels, bind_engines, choose_engine
-from fastcifar.training.run import RunFolder
+from fastcifar.training.run_folder import RunFolder
 from fastcifar.training.step import TrainState
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ from fastcifar.errors import DataError, MachineError
 from fastcifar.recipes.parse import load_recipe
 from fastcifar.recipes.schema import Recipe
 from fastcifar.training import trainer
-from fastcifar.training.run import RunFolder
+from fastcifar.training.run_folder import RunFolder
 from fastcifar.training.step import TrainState
 
 CPU = torch.device("cpu")

@@ -71,9 +71,14 @@ class Screen:
             self.console.print(text)
 
     def warn(self, text: str) -> None:
-        """Print a warning to standard error, even if quiet."""
+        """Print a warning to standard error, even if quiet: the result, or its times, may not be what they seem."""
         console = PipeConsole(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
         console.print(Text(f"Warning: {text}", style="yellow"))
+
+    def advise(self, text: str) -> None:
+        """Print to standard error, unless quiet, a warning that changes nothing about the result."""
+        if not self.quiet:
+            self.warn(text)
 
     def result(self, renderable: RenderableType, document: dict[str, Any] | list[Any]) -> None:
         """Print the result of a command: the document as JSON, or the renderable."""

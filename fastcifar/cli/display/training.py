@@ -145,6 +145,7 @@ def summary_from_document(document: dict[str, Any]) -> Table:
     )
     parts = f"(epochs {duration(document['epochs_s'])}, evaluation {duration(document['eval_s'])})"
     run = f"{document['recipe']}, {document['dataset']}, seed {document['seed']}, {document['engine']} engine"
+    limit = f", limited by {document['threads_limited_by']}" if document.get("threads_limited_by") else ""
     rows = [
         ("accuracy", accuracy),
         ("evaluated on", document["accuracy_on"]),
@@ -153,7 +154,7 @@ def summary_from_document(document: dict[str, Any]) -> Table:
         ("speed", f"{document['tflops_per_s']:.3g} TFLOP/s over {document['flops']:.3g} FLOPs"),
         ("peak memory", size(document["peak_memory"])),
         ("run", run),
-        ("machine", f"{document['device']}; fastcifar {document['version']}, torch {document['torch']}"),
+        ("machine", f"{document['device']}{limit}; fastcifar {document['version']}, torch {document['torch']}"),
         ("run folder", str(Path(document["checkpoint"]).parent)),
     ]
     return facts(rows)
@@ -166,12 +167,14 @@ def evaluation_report(found: dict[str, Any], classes: list[str]) -> RenderableTy
         views = f"test-time augmentation: {found['tta']}"
         parts.append(facts([("accuracy", f"{percent(found['accuracy'])} of {found['images']:,} images ({views})")]))
     if "per_class" in found:
-        parts.append(facts((name, percent(value)) for name, value in found["per_class"].items()))
+        parts.append(facts((name, percent(value) or "no images") for name, value in found["per_class"].items()))
     if "confusion" in found:
         parts.append(confusion_table(found["confusion"], classes))
     for prediction in found.get("predictions", ()):
         likely = ", ".join(f"{item['class']} {100 * item['probability']:.1f} %" for item in prediction["classes"])
         parts.append(Text(f"{prediction['file']}: {likely}"))
+    if more := found["images"] - len(found.get("predictions", ())) if found["accuracy"] is None else 0:
+        parts.append(Text(f"and {more:,} more images: --csv FILE writes a row for each."))
     return Group(*parts)
 
 
