@@ -145,8 +145,8 @@ class View:
                 try:
                     self._live.start()
                 except BaseException:  # interrupted half-way: `__exit__` will not be called
+                    self.console.show_cursor(True)  # first: stopping what has half started may fail
                     self._live.stop()
-                    self.console.show_cursor(True)
                     raise
             else:
                 self._printer.start()
