@@ -20,6 +20,7 @@ from fastcifar.data.source import (
     Reading,
     as_split,
     choose_splits,
+    labelled_splits,
     list_folder,
     number_labels,
     split_in,
@@ -58,13 +59,9 @@ def read_arrays(path: Path, reading: Reading) -> Found:
     """
     arrays = load_folder(path, reading.left_out) if path.is_dir() else load_with_partner(path)
     pairs = pair_by_split(arrays, path)
-    train_name, test_name = choose_splits(pairs)
-    for name in pairs.keys() - {train_name, test_name, ""}:
-        reading.left_out.add("images of a third split", name, len(pairs[name].images))
-    if "" in pairs and train_name is None:
-        train_name = ""
-    if train_name is None:
-        raise DataError(f"{path} has arrays of a '{test_name}' split but none to train on.")
+    train_name, test_name = labelled_splits(pairs, path)
+    for name in pairs.keys() - {train_name, test_name}:
+        reading.left_out.add("images of another split", name or "arrays without a split", len(pairs[name].images))
     chosen = [pairs[name] for name in (train_name, test_name) if name is not None]
     classes, labels = number_labels([label_names(pair) for pair in chosen], path)
     splits = [as_split(to_pixels(pair, reading), part) for pair, part in zip(chosen, labels, strict=True)]

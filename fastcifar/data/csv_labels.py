@@ -16,20 +16,20 @@ from fastcifar.data.source import (
     LeftOut,
     Reading,
     as_split,
-    choose_splits,
     is_image,
     is_litter,
+    labelled_splits,
     list_folder,
     number_labels,
     split_in,
     words_of,
 )
 from fastcifar.errors import DataError
+from fastcifar.system.text import read_text
 
 SUFFIXES = (".csv", ".tsv")
 FILE_COLUMNS = ("id", "file", "filename", "file_name", "image", "image_id", "img", "path", "filepath", "name")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "target", "y")
-ENCODINGS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}  # by byte order mark
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,7 @@ def read_csv_labels(path: Path, reading: Reading) -> Found:
         if split in by_split:
             raise DataError(f"{by_split[split]} and {table} may both hold the labels: name one with --from FILE.")
         by_split[split] = table
-    train, test = choose_splits(by_split)
-    if train is None and "" in by_split:
-        train = ""
-    if train is None:
-        raise DataError(f"{path} has labels of a '{test}' split but none to train on.")
+    train, test = labelled_splits(by_split, path)
     for split in by_split.keys() - {train, test}:
         reading.left_out.add("tables of other splits", by_split[split])
     chosen = [name for name in (train, test) if name is not None]
@@ -89,13 +85,7 @@ def read_csv_labels(path: Path, reading: Reading) -> Found:
 
 def read_table(path: Path) -> Table:
     """The rows of a CSV file, with a header or without; raises DataError where it has not two columns of text."""
-    try:
-        content = path.read_bytes()
-        text = content.decode(next((code for mark, code in ENCODINGS.items() if content.startswith(mark)), "utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is no text in UTF-8 or UTF-16: save it as UTF-8.") from None
+    text = read_text(path)
     first = text.split("\n", 1)[0]
     delimiter = max(",;\t", key=first.count)
     try:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastcifar.data.images import decode, read_rows
-from fastcifar.data.source import Found, Reading, as_split, choose_splits, list_folder, number_labels, split_in
+from fastcifar.data.source import Found, Reading, as_split, labelled_splits, list_folder, number_labels, split_in
 from fastcifar.errors import DataError
 from fastcifar.recipes.schema import SIDE
 
@@ -44,10 +44,7 @@ def read_parquet(path: Path, reading: Reading) -> Found:
     groups: dict[str, list[Path]] = {}
     for file in parquet_files(path):
         groups.setdefault(split_in(file.stem) or split_in(file.parent.name) or "", []).append(file)
-    train, test = choose_splits(groups)
-    train = "" if train is None and "" in groups else train
-    if train is None:
-        raise DataError(f"{path} has parquet files of a '{test}' split but none to train on.")
+    train, test = labelled_splits(groups, path)
     for name in groups.keys() - {train, test}:
         reading.left_out.add("parquet files of other splits", groups[name][0], len(groups[name]))
     try:

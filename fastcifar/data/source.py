@@ -143,6 +143,18 @@ def choose_splits(names: Iterable[str]) -> tuple[str | None, str | None]:
     return train, test
 
 
+def labelled_splits(names: Iterable[str], source: Path) -> tuple[str, str | None]:
+    """The names of the training split and of the test split, if any, of parts of which '' is one without a name.
+
+    Raises DataError where there is nothing to train on.
+    """
+    names = set(names)
+    train, test = choose_splits(names)
+    if train is None and "" not in names:
+        raise DataError(f"{source} has a '{test}' split but none to train on.")
+    return train or "", test
+
+
 def order_classes(names: Iterable[str], source: Path) -> tuple[str, ...]:
     """The classes in the order of their labels: that of the alphabet, of numbers where all names are numbers.
 

@@ -266,7 +266,7 @@ def test_small_grey_images_as_medmnist_has_them(tmp_path: Path) -> None:
     np.savez(path, **arrays, **{f"{name}_labels": labels[rows] for name, rows in splits.items()})
     found = import_dataset(path, resize=True, note=notes.append)
     assert (found.name, len(found.train.labels), len(found.test.labels)) == ("pneumonia", 4, 2)
-    assert notes == ["Left out: images of a third split (2, such as val)."]
+    assert notes == ["Left out: images of another split (2, such as val)."]
 
 
 def test_a_pair_of_npy_files_is_found_by_one_of_them(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_tables_that_cannot_be_used(tmp_path: Path, home: Path) -> None:
         table.write_text(text, encoding="utf-8")
         refuse(root, message, home, test_share=0.5)
     table.write_bytes(b"id,label\n1,\xff\xfa\n")
-    refuse(root, "no text in UTF-8 or UTF-16", home)
+    refuse(root, "no text in UTF-8", home)
     table.write_text(good)
     (root / "labels.csv").write_text("id,label\n1,ant\n")
     table.unlink()
