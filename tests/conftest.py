@@ -171,6 +171,7 @@ def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Offici
         tar.add(folder, arcname=folder.name)
     facts = importing.Published(
         url="http://127.0.0.1:9/cifar-10-python.tar.gz",
+        folder=folder.name,
         archive=archive.name,
         archive_md5=md5(archive.read_bytes()).hexdigest(),
         train={name: sums[name] for name in ("data_batch_1", "data_batch_2")},

@@ -299,7 +299,7 @@ TYPES = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    "
         ("cli/options.py", "try:\n    from torch import nn\nexcept ImportError:\n    pass", slow_starts, "-> torch"),
         ("bench/report.py", "from fastcifar.training import flops", slow_starts, "fastcifar/training/flops.py"),
         ("bench/__init__.py", "import torch", slow_starts, "bench/report.py -> fastcifar/bench/__init__.py"),
-        ("errors.py", TYPES + "    pass\nelse:\n    import torch", slow_starts, "fastcifar/__main__.py"),
+        ("errors.py", TYPES + "    pass\nelse:\n    import torch", slow_starts, "fastcifar/cli/app.py"),
         ("train/__init__.py", "", taken_names, "fastcifar/train has the name of the public fastcifar.train"),
         ("stats.py", "\n" * 400, long_files, "fastcifar/stats.py has"),
     ],

@@ -31,6 +31,7 @@ def run_example(name: str, folder: Path, *arguments: str) -> subprocess.Complete
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=400)
 
 
+@pytest.mark.slow
 def test_sweep(tmp_path: Path) -> None:
     if shutil.which("jq") is None:
         pytest.skip("jq is not installed")
@@ -40,6 +41,7 @@ def test_sweep(tmp_path: Path) -> None:
     assert [row[1] for row in rows] == sorted(row[1] for row in rows)
 
 
+@pytest.mark.slow
 def test_nightly_guard(tmp_path: Path) -> None:
     reached = run_example("nightly.sh", tmp_path, "tiny", "2")
     assert reached.stdout.strip() == "as good as ever", reached.stderr
@@ -49,11 +51,13 @@ def test_nightly_guard(tmp_path: Path) -> None:
     assert broken.stdout.strip() == "could not be measured"
 
 
+@pytest.mark.slow
 def test_bench_in_two_processes(tmp_path: Path) -> None:
     done = run_example("torchrun.sh", tmp_path)
     assert "| tiny | 4 |" in done.stdout and "| narrow | 4 |" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_experiment_in_python(tmp_path: Path) -> None:
     assert len((EXAMPLES / "hardest.py").read_text(encoding="utf-8").strip().splitlines()) < 25
     done = run_example("hardest.py", tmp_path)

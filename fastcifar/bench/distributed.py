@@ -1,4 +1,5 @@
-"""Several processes that share one bench, started by torchrun: which one this is, and what they exchange.
+"""Several processes that share one bench, started by torchrun or Slurm's srun: which one this is, and what they
+exchange.
 
 Messages go over gloo, so that nothing runs on the GPUs beside the trainings.
 """
@@ -6,6 +7,7 @@ Messages go over gloo, so that nothing runs on the GPUs beside the trainings.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +15,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
-from fastcifar.errors import MachineError
+from fastcifar.errors import MachineError, UsageError
 from fastcifar.system.processors import usable_processors
 
 TIMEOUT = timedelta(days=7)  # the other ranks wait for the last run of the slowest
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+SLURM = ("SLURM_PROCID",)
+FIRST_PORT, PORTS = 20_000, 10_000  # below the ports that systems hand out by themselves
 Message = TypeVar("Message")
 
 
@@ -28,6 +33,8 @@ class Ranks:
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    meeting_point: str = "env://"  # the URL of PyTorch's rendezvous; env: MASTER_ADDR and MASTER_PORT
+    processors: int | None = None  # that each rank may use, where Slurm says so
 
     @property
     def first(self) -> bool:
@@ -44,7 +51,10 @@ class Ranks:
 
     def threads(self) -> int | None:
         """This rank's share of the CPU's cores, where there are several ranks."""
-        return max(1, usable_processors().count // self.local_size) if self.size > 1 else None
+        if self.size == 1:
+            return None
+        usable = usable_processors().count
+        return min(usable, self.processors) if self.processors else max(1, usable // self.local_size)
 
     def file(self, path: Path) -> Path:
         """This rank's own results file: `bench.jsonl` for one process, `bench.rank3.jsonl` for the fourth of many."""
@@ -68,11 +78,103 @@ class Ranks:
 
 
 def here() -> Ranks:
-    """What torchrun says in the environment; a single process without it."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if not all(name in os.environ for name in names):
+    """What torchrun, or else Slurm, says in the environment; a single process without them.
+
+    Raises UsageError where only a part of their variables is set, or one cannot be.
+    """
+    if any(name in os.environ for name in TORCHRUN):
+        return torchrun_ranks()
+    return slurm_ranks() if "SLURM_PROCID" in os.environ else Ranks()
+
+
+def torchrun_ranks() -> Ranks:
+    """The ranks by torchrun's variables."""
+    rank, size, local_rank, local_size = (number_from(name, TORCHRUN) for name in TORCHRUN)
+    check_rank("RANK", rank, "WORLD_SIZE", size)
+    check_rank("LOCAL_RANK", local_rank, "LOCAL_WORLD_SIZE", local_size)
+    if size > 1:
+        if not os.environ.get("MASTER_ADDR"):
+            raise UsageError("RANK is set, but MASTER_ADDR is not: start with torchrun, which sets both.")
+        check_port(number_from("MASTER_PORT", TORCHRUN))
+    return Ranks(rank, size, local_rank, local_size)
+
+
+def slurm_ranks() -> Ranks:
+    """The ranks by the variables of Slurm's srun; a single process for a step of one task and in the script of sbatch.
+
+    They meet at MASTER_ADDR and MASTER_PORT, by default on the first host, at a port that follows from the job.
+    """
+    in_step = any(name.startswith(("SLURM_STEP_", "SLURM_STEPID")) for name in os.environ)
+    if not in_step and os.environ.get("ENVIRONMENT") == "BATCH":  # the script has a SLURM_PROCID too, without srun
         return Ranks()
-    return Ranks(*(int(os.environ[name]) for name in names))
+    size_name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in os.environ else "SLURM_NTASKS"
+    rank, size = number_from("SLURM_PROCID", SLURM), number_from(size_name, SLURM)
+    check_rank("SLURM_PROCID", rank, size_name, size)
+    if size == 1:
+        return Ranks()
+    names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+    hosts = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    local_rank, local_size = number_from("SLURM_LOCALID", SLURM), slurm_local_size(hosts, size)
+    check_rank("SLURM_LOCALID", local_rank, "SLURM_NTASKS_PER_NODE", local_size)
+    job, step = number_from("SLURM_JOB_ID", SLURM, 0), number_from("SLURM_STEP_ID", SLURM, 0)
+    port = number_from("MASTER_PORT", SLURM, FIRST_PORT + (job + 101 * step) % PORTS)
+    check_port(port)
+    address = os.environ.get("MASTER_ADDR") or (first_host(hosts) if is_list(hosts) else "127.0.0.1")
+    each = number_from("SLURM_CPUS_PER_TASK", SLURM, 0) or None
+    return Ranks(rank, size, local_rank, local_size, f"tcp://{address}:{port}", each)
+
+
+def slurm_local_size(hosts: str, size: int) -> int:
+    """How many of the ranks are on this machine."""
+    if not is_list(hosts):
+        return size
+    if counts := os.environ.get("SLURM_STEP_TASKS_PER_NODE"):  # such as 2(x3),1
+        found = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
+        tasks = [int(count) for count, times in found for _ in range(int(times or 1))]
+        node = number_from("SLURM_NODEID", SLURM, 0)
+        if node < len(tasks):
+            return tasks[node]
+    return min(size, number_from("SLURM_NTASKS_PER_NODE", SLURM, size))
+
+
+def is_list(hosts: str) -> bool:
+    """Whether a node list of Slurm names several hosts: `node1,node2` or `node[01-04]`."""
+    return bool(re.search(r",|\[.*-", hosts))
+
+
+def first_host(hosts: str) -> str:
+    """The first host of a node list of Slurm: node01 of `node[01-04,07],other`."""
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])+", hosts)
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0]) if first else hosts
+
+
+def number_from(name: str, group: tuple[str, ...], default: int | None = None) -> int:
+    """The whole number in a variable of the environment, or the default where it is not set.
+
+    Raises UsageError where it is neither; the message names the variables of its group that are set.
+    """
+    text = os.environ.get(name, "")
+    if not text and default is not None:
+        return default
+    if text.strip().isdecimal():
+        return int(text)
+    starter = "srun" if group == SLURM else "torchrun"
+    if text:
+        raise UsageError(f"{name} is {text!r}, but must be a whole number: start with {starter}, which sets it.")
+    others = next(other for other in group if other in os.environ)
+    raise UsageError(f"{others} is set, but {name} is not: start with {starter}, which sets both, or unset {others}.")
+
+
+def check_rank(name: str, rank: int, size_name: str, size: int) -> None:
+    """Raise UsageError unless the rank is one of so many."""
+    if rank >= size:
+        raise UsageError(f"{name} is {rank}, but must be less than {size_name}, which is {size}.")
+
+
+def check_port(port: int) -> None:
+    """Raise UsageError unless it is the number of a port."""
+    if not 0 < port < 65536:
+        raise UsageError(f"MASTER_PORT is {port}, but must be in 1..65535.")
 
 
 @contextmanager
@@ -86,9 +188,15 @@ def process_group(ranks: Ranks) -> Iterator[None]:
     from torch.distributed.rendezvous import rendezvous
 
     # Torchrun's store may outlive a restart, and with it the addresses of ranks that died: each attempt has its own.
-    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
-    attempt = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    dist.init_process_group("gloo", store=attempt, rank=rank, world_size=size, timeout=TIMEOUT)
+    try:
+        store, rank, size = next(rendezvous(ranks.meeting_point, ranks.rank, ranks.size, timeout=TIMEOUT))
+        attempt = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group("gloo", store=attempt, rank=rank, world_size=size, timeout=TIMEOUT)
+    except RuntimeError as error:  # such as a port in use
+        raise MachineError(
+            f"Rank {ranks.rank} cannot meet the other ranks ({str(error).splitlines()[0]}); finished runs are kept: "
+            "set MASTER_ADDR to the first host and MASTER_PORT to a free port of it."
+        ) from None
     try:
         yield
     finally:

@@ -17,8 +17,10 @@ from fastcifar.recipes.schema import Recipe
 
 KIND, FORMAT = "fastcifar bench", 2
 FORMATS = (1, FORMAT)  # that are read
-REQUIRED = {"name": str, "recipe": str, "seed": int}
-NUMBERS = ("accuracy", "train_s", "at", "fraction", "wall_s", "other_load")
+SHARES = ("accuracy", "accuracy_no_tta")  # of one
+NUMBERS = ("train_s", "epochs_s", "eval_s", "wall_s", "at", "peak_memory", "flops", "other_load")
+OPTIONAL = ("accuracy_no_tta", "epochs_s", "eval_s", "peak_memory", "flops", "other_load")  # may be null
+MOST = 1e18  # more than any number in a results file
 MAX_OTHER_LOAD = 0.1  # share of the processors; a run beside which others used more is left out of the times
 
 
@@ -85,20 +87,52 @@ class RunRecord:
         return {key: value for key, value in asdict(self).items() if value is not None or key != "error"}
 
     @classmethod
-    def from_line(cls, line: Mapping[str, Any], header: Header) -> Self | None:
-        """The run of a line; None where a key is missing or not of its type. Unknown keys are left out."""
-        if any(type(line.get(key)) is not kind for key, kind in REQUIRED.items()):
-            return None
-        if any(not isinstance(line.get(key, 0.0), (int, float, type(None))) for key in NUMBERS):
-            return None
-        if not line.keys() >= {"accuracy", "train_s"} or (line["accuracy"] is None) != (line["train_s"] is None):
-            return None
+    def from_line(cls, line: Mapping[str, Any], header: Header) -> Self:
+        """The run of a line; raises ValueError with what is wrong with it. Unknown keys are left out."""
+        if problem := line_problem(line):
+            raise ValueError(problem)
         name, at, fraction = line["name"].partition("@")  # format 1; no name has an @ of its own
+        if name not in header.recipes:
+            raise ValueError(f"its recipe '{name}' is not among those of the first line")
         length = {"fraction": float(fraction)} if at else {}
         known = {field.name for field in dataclasses.fields(cls)} - {"engine", "machine"}
         values = {key: value for key, value in line.items() if key in known}
         values |= {"name": name, "diverged": line["accuracy"] is None, **length}
         return cls(**values, engine=header.engine.get(name), machine=header.machine)
+
+
+def line_problem(line: Mapping[str, Any]) -> str | None:
+    """What makes a line no run, such as a file edited by hand may hold; None where nothing does."""
+    for key in ("name", "recipe", "seed", "accuracy", "train_s"):
+        if key not in line:
+            return f"it lacks '{key}'"
+    for key in ("name", "recipe", "accuracy_on", "error"):
+        if not isinstance(value := line.get(key, ""), str) and (value is not None or key in ("name", "recipe")):
+            return f"'{key}' is {value!r}, but must be a text"
+    if type(line["seed"]) is not int or line["seed"] < 0:
+        return f"'seed' is {line['seed']!r}, but must be a whole number of at least 0"
+    failed = line["accuracy"] is None
+    if (line["train_s"] is None) != failed:
+        return "one of 'accuracy' and 'train_s' is null, the other is not"
+    if bool(line.get("diverged", failed)) != failed:
+        return "'diverged' must be true where 'accuracy' is null, and false elsewhere"
+    for key in (*SHARES, *NUMBERS):
+        most = 1 if key in SHARES else MOST
+        may_lack = key in OPTIONAL or (failed and key in ("accuracy", "train_s"))
+        value = line.get(key, 0)
+        if not (value is None and may_lack) and not is_number(value, most):
+            return f"'{key}' is {value!r}, but must be {'in 0..1' if most == 1 else 'a number of at least 0'}"
+    fraction = line["name"].partition("@")[2] or line.get("fraction", 1)
+    try:
+        valid = is_number(float(fraction), 1) and float(fraction) > 0
+    except (TypeError, ValueError, OverflowError):
+        valid = False
+    return None if valid else f"the fraction {fraction!r} must be a number above 0, at most 1"
+
+
+def is_number(value: Any, most: float) -> bool:
+    """Whether a value read from JSON is a number in 0..most: no text, truth value, NaN or infinity."""
+    return type(value) in (int, float) and 0 <= value <= most
 
 
 @dataclass(frozen=True)
@@ -144,11 +178,31 @@ class Header:
             # Format 1 does not say whether the images are the published ones; an imported one may not have their name.
             dataset = {"published": dataset["name"] in ("cifar10", "cifar100"), **dataset}
             dataset = {key: dataset[key] for key in ("name", "digest", "published")}
-            return cls(
+            header = cls(
                 line["version"], line["code"], line["torch"], device, threads, engine, precision, dataset, recipes
             )
-        except (KeyError, TypeError, AttributeError, ValueError):
-            raise DataError(f"The first line of {where} is damaged: its runs cannot be used.") from None
+            header.check()
+        except KeyError as error:
+            raise DataError(f"Line 1 of {where} is damaged (it lacks {error}): its runs cannot be used.") from None
+        except (TypeError, AttributeError):
+            raise DataError(f"Line 1 of {where} is damaged (wrongly nested): its runs cannot be used.") from None
+        except ValueError as error:
+            raise DataError(f"Line 1 of {where} is damaged ({error}): its runs cannot be used.") from None
+        return header
+
+    def check(self) -> None:
+        """Raise ValueError or KeyError, with what is wrong, where values read from a file are not of their types."""
+        texts = {key: getattr(self, key) for key in ("version", "code", "torch", "device")}
+        texts |= {"name of the dataset": self.dataset["name"], "digest": self.dataset["digest"] or ""}
+        for table in ("engine", "precision"):
+            texts |= {f"{table} of '{name}'": getattr(self, table)[name] for name in self.recipes}
+        for key, value in texts.items():
+            if not isinstance(value, str):
+                raise ValueError(f"'{key}' is {value!r}, but must be a text")
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise ValueError(f"'threads' is {self.threads!r}, but must be a whole number of at least 1, or null")
+        if not isinstance(self.dataset["published"], bool):
+            raise ValueError("'published' must be true or false")
 
 
 def full_length(recipes: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, float]]:
@@ -170,8 +224,12 @@ def precision_on(recipe: Recipe, device: str, threads: int | None) -> str:
 
 
 def run_folder_header(document: Mapping[str, Any], where: str) -> Header:
-    """The header that a training's record (`run.json`) amounts to."""
-    processor = re.search(r", \d+ threads?$", document["device"]) is not None
+    """The header that a training's record (`run.json`) amounts to.
+
+    Raises KeyError, TypeError, AttributeError or ValueError for a damaged one, DataError for a recipe that this
+    version of the program cannot express.
+    """
+    processor = re.search(r", \d+ threads?$", str(document["device"])) is not None
     threads = document["threads"] if processor else None
     name, recipe = document["recipe"], stored_recipe(document["settings"], where)
     dataset = {
@@ -179,7 +237,7 @@ def run_folder_header(document: Mapping[str, Any], where: str) -> Header:
         "digest": document.get("dataset_digest"),
         "published": document["published_dataset"],
     }
-    return Header(
+    header = Header(
         document["version"],
         "",
         document["torch"],
@@ -190,6 +248,8 @@ def run_folder_header(document: Mapping[str, Any], where: str) -> Header:
         dataset,
         {name: recipe},
     )
+    header.check()
+    return header
 
 
 def same_recipe(a: Recipe, b: Recipe) -> bool:

@@ -20,6 +20,7 @@ from typing import Any, Self
 from fastcifar.bench.records import FORMATS, KIND, Header, RunRecord, Task, recipe_differences, run_folder_header
 from fastcifar.errors import DataError, UsageError
 from fastcifar.recipes.schema import Recipe
+from fastcifar.system.text import to_utf8
 
 RECORD = "run.json"  # of a training, in its run folder
 
@@ -44,8 +45,14 @@ class ResultsFile:
             raise DataError(f"Results file {self.path} cannot be written: it is no regular file; give another --out.")
         with self.resources:
             self.open()
-            header, self.runs, whole = parse(self.path, self.path.read_bytes())
-            self.truncate(whole)
+            content = self.path.read_bytes()
+            text = to_utf8(content, self.path)
+            if not content.endswith(text):
+                raise DataError(f"{self.path} is in UTF-16: save it as UTF-8 before runs are added to it.")
+            header, self.runs, whole = parse(self.path, text)
+            self.truncate(len(content) - len(text) + whole)
+            if whole and not text[:whole].endswith(b"\n"):  # as editors leave it
+                self.append(b"\n")
             if header is None:
                 self.write(self.header.line())
             elif different := differences(header, self.header):
@@ -85,9 +92,13 @@ class ResultsFile:
         self.runs.append(run)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line, completely or not at all."""
+        """Append one line."""
+        self.append(json.dumps(line).encode() + b"\n")
+
+    def append(self, content: bytes) -> None:
+        """Append bytes, completely or not at all."""
         assert self.file is not None
-        content, before = json.dumps(line).encode() + b"\n", os.fstat(self.file.fileno()).st_size
+        before = os.fstat(self.file.fileno()).st_size
         try:
             if self.file.write(content) < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -118,7 +129,7 @@ def load(path: Path) -> Results:
     """
     file = path / RECORD if path.is_dir() else path
     try:
-        content = file.read_bytes()
+        content = to_utf8(file.read_bytes(), file)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}.") from None
     if (document := decode(content)) and document.get("command") == "train":
@@ -134,39 +145,56 @@ def load_run(path: Path, document: dict[str, Any]) -> Results:
     try:
         header = run_folder_header(document, str(path))
         run = RunRecord.from_line({"name": document["recipe"], **document}, header)
-    except (KeyError, TypeError, AttributeError):
-        run = None
-    if run is None:
-        raise DataError(f"{path} is damaged: it is no whole record of a run.")
+    except KeyError as error:
+        raise DataError(f"{path} is damaged: it lacks {error}.") from None
+    except (TypeError, AttributeError):
+        raise DataError(f"{path} is damaged: it is wrongly nested.") from None
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}.") from None
     return Results(path, header, [run])
 
 
 def parse(path: Path, content: bytes) -> tuple[Header | None, list[RunRecord], int]:
-    """Header, runs and length of the complete lines; an unfinished last line is left out, any other is refused."""
-    end = content.rfind(b"\n") + 1
-    lines = [decode(line) for line in content[:end].splitlines()]
-    if lines and lines[-1] is None and len(lines) > 1:  # a power cut may leave a line's end without its middle
-        end -= len(content[:end].splitlines(keepends=True)[-1])
-        lines.pop()
-    if not lines and (not content or content.startswith(b'{"kind"')):
+    """Header, runs and length of the complete lines; an unfinished last line is left out, any other is refused.
+
+    Raises DataError that names the file and the line.
+    """
+    raw = content.splitlines(keepends=True)
+    if raw and not raw[-1].endswith(b"\n") and decode(raw[-1]) is None:  # a whole one is what an editor left
+        raw.pop()
+    if len(raw) > 1 and decode(raw[-1]) is None and raw[-1].strip():  # a power cut may leave an end without a middle
+        raw.pop()
+    lines = {number: line for number, line in enumerate(raw, 1) if line.strip()}
+    if not lines and (not content.strip() or content.startswith(b'{"kind"')):
         return None, [], 0
-    if not lines or lines[0] is None or lines[0].get("kind") != KIND:
+    first = decode(raw[0]) if raw else None
+    if first is None or first.get("kind") != KIND:
         raise DataError(f"{path} is no results file of `fastcifar bench`.")
-    if lines[0].get("format") not in FORMATS:
-        raise DataError(f"{path} was written by another version of fastcifar (format {lines[0].get('format')}).")
-    header = Header.from_line(lines[0], str(path))
-    runs = [RunRecord.from_line(line or {}, header) for line in lines[1:]]
-    if None in runs:
-        number = runs.index(None) + 2
-        raise DataError(f"Line {number} of {path} is broken: mend or remove it, its run will be made again.")
-    return header, [run for run in runs if run is not None], end
+    if first.get("format") not in FORMATS:
+        raise DataError(f"{path} was written by another version of fastcifar (format {first.get('format')}).")
+    header = Header.from_line(first, str(path))
+    runs = [parse_run(line, header, f"Line {number} of {path}") for number, line in lines.items() if number > 1]
+    return header, runs, len(b"".join(raw))
+
+
+def parse_run(line: bytes, header: Header, where: str) -> RunRecord:
+    """The run in a line; raises DataError, which begins with where it is."""
+    document = decode(line)
+    if document is None:
+        problem = "it is no JSON object in UTF-8"
+    else:
+        try:
+            return RunRecord.from_line(document, header)
+        except ValueError as error:
+            problem = str(error)
+    raise DataError(f"{where} is broken ({problem}): mend or remove it, its run will be made again.")
 
 
 def decode(content: bytes) -> dict[str, Any] | None:
-    """A JSON object; None for anything else."""
+    """A JSON object in UTF-8; None for anything else."""
     try:
-        value = json.loads(content)
-    except ValueError:
+        value = json.loads(content.decode())
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

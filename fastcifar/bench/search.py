@@ -32,6 +32,7 @@ from fastcifar.model.network import create_network
 from fastcifar.recipes.parse import merge_changes
 from fastcifar.recipes.schema import Recipe
 from fastcifar.stats import Estimate
+from fastcifar.system.text import read_text
 from fastcifar.training.engine import Engine
 
 FRACTIONS = (0.25, 0.5, 1.0)  # of the recipes' epochs, rung by rung
@@ -248,10 +249,10 @@ def load_candidates(path: Path, base: Recipe) -> dict[str, Recipe]:
     for settings that no recipe has, and for two that are the same.
     """
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(read_text(path))
     except OSError as error:
         raise DataError(f"Candidates file {path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"Candidates file {path} is not valid TOML: {error}.") from None
     recipes = {BASE: base}
     for name, changes in tree.items():

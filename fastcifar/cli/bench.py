@@ -75,7 +75,7 @@ def bench(
 
     ranks = here()
     if ranks.size > 1 and (out is None or until_clear):
-        raise UsageError("Under torchrun a bench needs --out, which all ranks share, and --until-clear cannot be.")
+        raise UsageError("As several ranks a bench needs --out, which all share, and --until-clear cannot be.")
     if svg is not None:
         check_writable(svg)
     screen = Screen(as_json and ranks.first, quiet or not ranks.first)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,7 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from fastcifar.cli.completion import complete_dataset, complete_recipe, complete_setting
-from fastcifar.errors import UsageError
+from fastcifar.errors import UsageError, known_as
 from fastcifar.version import __version__
 
 if TYPE_CHECKING:
@@ -116,12 +120,12 @@ class Session:
         return device_name(self.device)
 
     def engines(self, names: dict[str, str]) -> dict[str, Engine]:
-        """The engines of these names, by the same keys; warns, once each, where `auto` cannot take its first choice."""
+        """The engines of these names, by the same keys; says, once each, where `auto` cannot take its first choice."""
         from fastcifar.training.engine import choose_engine
 
         engines = {key: choose_engine(name, self.device) for key, name in names.items()}
         for note in dict.fromkeys(engine.note for engine in engines.values() if engine.note):
-            self.screen.warn(note)
+            self.screen.advise(note)
         return engines
 
     def engine(self, name: str | None) -> Engine:
@@ -151,13 +155,57 @@ def load_or_download(name: str, screen: Screen) -> Dataset:
     from fastcifar.data.store import MissingDataset, download_dataset, load_dataset
 
     try:
-        return load_dataset(name)
+        return load_dataset(name, screen.note)
     except MissingDataset:
         if name not in PUBLISHED:
             raise
     screen.note(f"{name} is not on this machine yet.")
     with ProgressView(screen) as view:
-        return download_dataset(name, None, view.update)
+        return download_dataset(name, None, view.update, screen.note)
+
+
+WITH_SETTINGS = ("train", "bench", "search", "profile", "recipes")  # the commands that take --set
+
+
+def usage_hint(message: str, arguments: Sequence[str] | None = None) -> str:
+    """A message of Typer's as a sentence, which says what an unknown option is called here, where that is known.
+
+    `message` is such as "No such option: --epochs", `arguments` are the command line's.
+    """
+    from fastcifar.recipes.parse import key_elsewhere
+
+    sentence = message if message.endswith((".", "?", "!")) else f"{message}."
+    found = re.match(r"No such option:? '?(-[\w-]+)", message)
+    if found is None:
+        return sentence
+    words, option = list(sys.argv[1:] if arguments is None else arguments), found[1]
+    ours = known_as(option) or ""
+    if (key := key_elsewhere(option)) and words and words[0] in WITH_SETTINGS:
+        ours = f"--set {key}={shlex.quote(setting_value(key, value_after(option, words)))}"
+    return f"No such option: {option}; use {ours}." if ours.startswith("--") else sentence
+
+
+def value_after(option: str, words: Sequence[str]) -> str:
+    """What follows an option on the command line, as in `--lr 0.1` or `--lr=0.1`; empty where nothing does."""
+    for word, following in zip(words, [*words[1:], "-"], strict=True):
+        name, equals, value = word.partition("=")
+        if name == option and (equals or not following.startswith("-")):
+            return value if equals else following
+    return ""
+
+
+def setting_value(key: str, value: str) -> str:
+    """The value, or our name for it, where the key of a recipe takes it; else VALUE."""
+    from fastcifar.recipes.parse import load_recipe
+    from fastcifar.recipes.schema import Recipe
+
+    for candidate in (value, known_as(value) or value):
+        try:
+            load_recipe(Recipe(), f"{key}={candidate}")
+        except UsageError:
+            continue
+        return candidate
+    return "VALUE"
 
 
 def check_seed(seed: int) -> None:

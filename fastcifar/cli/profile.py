@@ -14,7 +14,9 @@ from fastcifar.cli.options import AsJson, Device, EngineNames, Quiet, RecipeName
 from fastcifar.errors import UsageError
 
 ByChoice = Literal["layer", "kernel", "op", "phase"]
-SortChoice = Literal["network", "total", "forward", "backward", "optimizer", "flops", "bytes", "kernels", "roofline"]
+SortChoice = Literal[
+    "network", "total", "forward", "backward", "optimizer", "flops", "bytes", "kernels", "memory", "roofline"
+]
 By = Annotated[ByChoice, typer.Option(help="What the rows of the table are.")]
 Sort = Annotated[SortChoice, typer.Option(help="Order of the layers: the network's, or by a column, largest first.")]
 Top = Annotated[int, typer.Option(min=0, help="Show at most N rows.")]
@@ -66,7 +68,7 @@ def profile(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show where the time of a training step goes, layer by layer, forward and backward.
+    """Show where the time and the memory of a training step go, layer by layer, forward and backward.
 
     Example: fastcifar profile hlb --vs hlb --set b:network.whiten.kernel=3
     """

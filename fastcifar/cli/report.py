@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,16 +60,31 @@ def report(
     stored = stored_document(paths[0]) if len(paths) == 1 and not as_markdown and svg is None else None
     if stored is None:
         return report_runs(paths, screen, target, margin if until_clear else None, as_markdown, svg)
+    with explain_damage(paths[0], stored["command"]):
+        if stored["command"] == "profile":
+            from fastcifar.cli.display.profile import report_from_document
+
+            shown: Any = report_from_document(stored, screen.console.width, by, sort, depth, top)
+        else:
+            from fastcifar.cli.display.training import summary_from_document
+
+            shown = summary_from_document(stored)
+    screen.result(shown, stored)
     if stored["command"] == "profile":
-        from fastcifar.cli.display.profile import report_from_document
-
-        screen.result(report_from_document(stored, screen.console.width, by, sort, depth, top), stored)
         return errors.OK
-    from fastcifar.cli.display.training import summary_from_document
-
-    screen.result(summary_from_document(stored), stored)
     missed = target is not None and 100 * stored["accuracy"] < target
     return errors.TARGET_MISSED if missed else errors.OK
+
+
+@contextmanager
+def explain_damage(path: Path, command: str) -> Iterator[None]:
+    """Turn what a document edited by hand can raise into a DataError."""
+    try:
+        yield
+    except KeyError as error:
+        raise DataError(f"{path} is no whole document of `{command}`: it lacks {error}.") from None
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError):
+        raise DataError(f"{path} is no whole document of `{command}`: a value in it is of the wrong kind.") from None
 
 
 def report_runs(
@@ -103,15 +120,18 @@ def stored_document(path: Path) -> dict[str, Any] | None:
 
     Raises DataError for a file that cannot be read, or is a document of another command.
     """
-    from fastcifar.bench.results import RECORD, decode
+    from fastcifar.bench.results import RECORD, decode, load_run
+    from fastcifar.system.text import to_utf8
 
     file = path / RECORD if path.is_dir() else path
     try:
-        stored = decode(file.read_bytes())
+        stored = decode(to_utf8(file.read_bytes(), file))
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error.strerror}.") from None
     if stored is None or "command" not in stored:
         return None
     if stored["command"] not in ("train", "profile"):
         raise DataError(f"{file} is a document of `{stored['command']}`: `report` shows its results file.")
+    if stored["command"] == "train":
+        load_run(file, stored)  # raises where it is damaged
     return stored

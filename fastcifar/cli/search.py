@@ -55,7 +55,7 @@ def search(
 
     check_seed(seed)
     if here().size > 1:
-        raise UsageError("`search` is one process: under torchrun use `fastcifar bench`.")
+        raise UsageError("`search` is one process: under torchrun or srun use `fastcifar bench`.")
     screen = Screen(as_json, quiet)
     recipes = load_candidates(candidates, load_recipe(recipe, *settings or ()))
     session = open_session(screen, device, threads)

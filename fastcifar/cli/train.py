@@ -68,7 +68,7 @@ def train(
     check_target(target)
     check_seed(seed)
     if here().size > 1:
-        raise UsageError("`train` makes one run in one process: under torchrun use `fastcifar bench`.")
+        raise UsageError("`train` makes one run in one process: under torchrun or srun use `fastcifar bench`.")
     screen = Screen(as_json, quiet)
     if resume is None:
         prepared = new_job(open_session(screen, device, threads), recipe, settings, dataset, seed, engine, out, force)
@@ -77,9 +77,10 @@ def train(
     else:
         prepared = resumed_job(screen, resume, device, threads, engine)
     with prepared as job:
-        flops = run_flops(job.recipe, job.dataset)
-        screen.note(introduction(job.recipe, job.dataset, flops, job.session.device_name))
-        trained = carry_out(job, eval_every)
+        with resumable(job.folder):
+            flops = run_flops(job.recipe, job.dataset)
+            screen.note(introduction(job.recipe, job.dataset, flops, job.session.device_name))
+            trained = carry_out(job, eval_every)
         record = {
             **document("train", job.session.device_name),
             **run_record(trained, flops),
@@ -150,25 +151,30 @@ def resumed_job(
         yield Job(session, recipe, images, state["seed"], prepared, folder, state["loop"])
 
 
+@contextmanager
+def resumable(folder: RunFolder) -> Iterator[None]:
+    """On Ctrl-C raise Interrupted, which says how to resume."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(folder.resume_hint()) from None
+
+
 def carry_out(job: Job, eval_every: int) -> Trained:
-    """Train with a live view; on Ctrl-C raises Interrupted, which says how to resume."""
+    """Train with a live view."""
     from fastcifar.cli.display.training import TrainView
     from fastcifar.training import run
 
     session, folder = job.session, job.folder
-    view = TrainView(session.screen, session.device.type, eval_every > 0)
-    try:
-        with view:
-            return run.train(
-                job.recipe,
-                job.dataset,
-                seed=job.seed,
-                device=session.device,
-                engine=job.engine,
-                eval_every=eval_every,
-                on_change=view.update,
-                save=partial(folder.save_state, job.recipe, job.dataset, job.seed, session.device, job.engine.name),
-                saved=job.saved,
-            )
-    except KeyboardInterrupt:
-        raise Interrupted(folder.resume_hint()) from None
+    with TrainView(session.screen, session.device.type, eval_every > 0) as view:
+        return run.train(
+            job.recipe,
+            job.dataset,
+            seed=job.seed,
+            device=session.device,
+            engine=job.engine,
+            eval_every=eval_every,
+            on_change=view.update,
+            save=partial(folder.save_state, job.recipe, job.dataset, job.seed, session.device, job.engine.name),
+            saved=job.saved,
+        )

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from fastcifar.data.dataset import PUBLISHED, Dataset, Progress, Split
+from fastcifar.data.dataset import PUBLISHED, Split
 from fastcifar.data.fetch import md5_of
-from fastcifar.data.images import sort_by_name
+from fastcifar.data.source import Found, Reading, as_split
 from fastcifar.errors import DataError
 from fastcifar.recipes.schema import SIDE
 
@@ -28,6 +28,7 @@ class Published:
     """Where a published dataset is, and its files with the MD5 of each."""
 
     url: str
+    folder: str
     archive: str
     archive_md5: str
     train: dict[str, str]
@@ -45,6 +46,7 @@ def published_facts(name: str) -> Published:
     dataset = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     return Published(
         dataset.url,
+        dataset.base_folder,
         dataset.filename,
         dataset.tgz_md5,
         dict(dataset.train_list),
@@ -55,22 +57,53 @@ def published_facts(name: str) -> Published:
     )
 
 
-def read_archive(path: Path, dataset: str, progress: Progress) -> Dataset:
+def find_published(path: Path, dataset: str) -> Path | None:
+    """Where the batch files of a dataset are: the folder, one inside it, or an archive in it; None: nowhere.
+
+    The last two are in the folder that torchvision keeps its datasets in.
+    """
+    facts = published_facts(dataset)
+    for place in (path, path / facts.folder):
+        if any((place / file).is_file() for file in facts.train):
+            return place
+    archive = path / facts.archive
+    return archive if archive.is_file() else None
+
+
+def takes_published(path: Path, reading: Reading) -> bool:
+    """Whether a path is a file, such as an archive, or a folder that holds published batches."""
+    return path.is_file() or any(find_published(path, dataset) for dataset in PUBLISHED)
+
+
+def read_published(path: Path, reading: Reading) -> Found:
+    """The published dataset `reading.dataset` in an archive, in its extracted folder, or in a folder that holds one.
+
+    Raises DataError where it is another or is not, byte for byte, the published one.
+    """
+    place = path if path.is_file() else find_published(path, reading.dataset)
+    if place is None:
+        other = next(other for other in PUBLISHED if find_published(path, other))
+        raise DataError(f"{path} is the extracted folder of {other}: add `--dataset {other}`.")
+    if place.is_file():
+        return read_archive(place, reading)
+    return read_batches(reading, lambda file: read_file(place / file), place)
+
+
+def read_archive(path: Path, reading: Reading) -> Found:
     """The dataset in a published archive; nothing is extracted to disk.
 
     Raises DataError where the archive is not, byte for byte, the published one.
     """
-    facts = published_facts(dataset)
+    facts = published_facts(reading.dataset)
     if (checksum := md5_of(path)) != facts.archive_md5:
         for other in PUBLISHED:
             if checksum == published_facts(other).archive_md5:
                 raise DataError(f"{path} is the archive of {other}: add `--dataset {other}`.")
         raise DataError(
-            f"{path} is not the published archive of {dataset} (MD5 {checksum}, not {facts.archive_md5}): it is "
-            "truncated, changed or another file; download it again, or import an image folder instead."
+            f"{path} is not the published archive of {reading.dataset} (MD5 {checksum}, not {facts.archive_md5}): it "
+            "is truncated, changed or another file; download it again, or import an image folder instead."
         )
-    members = read_members(path)
-    return read_batches(dataset, members.__getitem__, str(path), progress)
+    return read_batches(reading, read_members(path).__getitem__, path)
 
 
 def read_members(path: Path) -> dict[str, bytes]:
@@ -102,32 +135,29 @@ def read_file(path: Path) -> bytes:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def read_batches(dataset: str, get: Callable[[str], bytes], source: str, progress: Progress) -> Dataset:
+def read_batches(reading: Reading, get: Callable[[str], bytes], source: Path) -> Found:
     """The dataset in the published batch files, whose bytes `get` gives by name (KeyError: missing).
 
     Raises DataError where a file is missing or is not the published one.
     """
-    facts = published_facts(dataset)
+    dataset, facts = reading.dataset, published_facts(reading.dataset)
     total, done = len(facts.train) + len(facts.test), 0
     (meta,) = (unpickle(dataset, get, file, md5, source) for file, md5 in facts.meta.items())
-    splits: list[Split] = []
+    splits: list[Split] = []  # training and test
     for batches in (facts.train, facts.test):
-        names: list[str] = []
         labels: list[int] = []
         pixels: list[np.ndarray] = []
         for file, md5 in batches.items():
             batch = unpickle(dataset, get, file, md5, source)
-            names += batch["filenames"]
             labels += batch[facts.labels_key]
             pixels.append(batch["data"])
             done += 1
-            progress("reading batches", done, total)
-        splits.append(sort_by_name(names, labels, np.concatenate(pixels).reshape(-1, 3, SIDE, SIDE)))
-    train, test = splits
-    return Dataset.build(dataset, tuple(meta[facts.classes_key]), train, test, source, published=True)
+            reading.progress("reading batches", done, total)
+        splits.append(as_split(np.concatenate(pixels).reshape(-1, 3, SIDE, SIDE), labels))
+    return Found(tuple(meta[facts.classes_key]), splits[0], splits[1], dataset, proven=True)
 
 
-def unpickle(dataset: str, get: Callable[[str], bytes], file: str, md5: str, source: str) -> dict[str, Any]:
+def unpickle(dataset: str, get: Callable[[str], bytes], file: str, md5: str, source: Path) -> dict[str, Any]:
     """What is pickled in a published file, once its checksum is right; raises DataError where it is not."""
     try:
         content = get(file)

@@ -1,26 +1,34 @@
-"""Image files: the one function that reads them, and the folders they lie in."""
+"""Image files: the one function that reads them, and the two conversions to what a dataset holds."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from fastcifar.data.dataset import MAX_CLASSES, Dataset, Progress, Split, no_progress
+from fastcifar.data.dataset import Progress, no_progress
 from fastcifar.errors import DataError
 from fastcifar.recipes.schema import SIDE
+from fastcifar.system.processors import usable_processors
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-MODES = {"1": "black and white", "L": "greyscale", "P": "a palette image", "RGBA": "RGB with transparency"}
-CHUNK = 500  # files that a thread reads between two reports of progress
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
+MODES = {
+    "1": "black and white",
+    "L": "greyscale",
+    "P": "a palette image",
+    "RGBA": "RGB with transparency",
+    "I;16": "16-bit greyscale",
+}
+ORIENTATION = 0x0112  # the EXIF tag that says how a camera was held
+CHUNK = 500  # images that a thread reads between two reports of progress
 
-Conversion = Callable[[Path, Image.Image], Image.Image]  # to an RGB image of SIDE x SIDE pixels
+Conversion = Callable[[str, Image.Image], Image.Image]  # (name for messages, image) to an RGB image of SIDE x SIDE
 
 
 def read_image(path: Path, convert: Conversion) -> np.ndarray:
@@ -30,44 +38,51 @@ def read_image(path: Path, convert: Conversion) -> np.ndarray:
     """
     try:
         with open(path, "rb") as file:
-            return decode(path, file, convert)
+            return decode(str(path), file, convert)
     except FileNotFoundError:
         raise DataError(f"There is no file {path}.") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from None
 
 
-def decode(path: Path, file: BinaryIO, convert: Conversion) -> np.ndarray:
-    """The image in the open `file` at `path`, as `read_image`; raises DataError for whatever Pillow raises."""
+def decode(name: str, file: BinaryIO, convert: Conversion) -> np.ndarray:
+    """The image in an open file, as `read_image`; raises DataError, with its `name`, for whatever Pillow raises."""
     try:
         with Image.open(file) as picture:
-            return np.asarray(convert(path, picture)).transpose(2, 0, 1)
+            return planes(convert(name, picture))
     except DataError:
         raise
     except Exception:
         # Pillow does not document what its decoders raise. For a damaged file it is OSError, SyntaxError, ValueError,
         # OverflowError, struct.error, DecompressionBombError or another, depending on the byte.
-        raise DataError(f"{path} is not an image that can be read: replace or remove it.") from None
+        raise DataError(f"{name} is not an image that can be read: replace or remove it.") from None
 
 
-def require_exact(path: Path, picture: Image.Image) -> Image.Image:
-    """The image unchanged, which must be RGB of 32x32 pixels: a dataset holds what is in its files."""
-    advice = f"convert it, for example with `magick IN -resize {SIDE}x{SIDE}! -type TrueColor OUT`"
+def planes(picture: Image.Image) -> np.ndarray:
+    """The pixels of an RGB image as uint8 (3, height, width)."""
+    return np.asarray(picture).transpose(2, 0, 1)
+
+
+def require_exact(name: str, picture: Image.Image) -> Image.Image:
+    """The image unchanged but for its orientation, which must be RGB of 32x32 pixels.
+
+    Raises DataError for any other.
+    """
+    advice = "`--resize` converts all images"
     if picture.size != (SIDE, SIDE):
-        raise DataError(f"{path} is {picture.width}x{picture.height} pixels, not {SIDE}x{SIDE}: {advice}.")
-    if picture.mode != "RGB":
-        raise DataError(f"{path} is {MODES.get(picture.mode, picture.mode)}, not RGB: {advice}.")
-    return picture
+        raise DataError(f"{name} is {picture.width}x{picture.height} pixels, not {SIDE}x{SIDE}: {advice}.")
+    if picture.mode != "RGB" or is_transparent(picture):
+        kind = "RGB with transparency" if picture.mode == "RGB" else MODES.get(picture.mode, picture.mode)
+        raise DataError(f"{name} is {kind}, not RGB: {advice}.")
+    return upright(picture)
 
 
-def crop_and_resize(path: Path, picture: Image.Image) -> Image.Image:
+def crop_and_resize(name: str, picture: Image.Image) -> Image.Image:
     """An image of any size and mode: in RGB, the square in its middle, resized with antialiasing (Pillow's bicubic).
 
-    An image of 32x32 pixels keeps every pixel.
+    Of an animation, the first frame. An RGB image of 32x32 pixels keeps every pixel.
     """
-    if picture.mode.startswith("I;16"):  # Pillow would turn all values above 255 white
-        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-    picture = picture.convert("RGB")
+    picture = to_rgb(upright(picture))
     if picture.size == (SIDE, SIDE):
         return picture
     side = min(picture.size)
@@ -76,95 +91,84 @@ def crop_and_resize(path: Path, picture: Image.Image) -> Image.Image:
     return picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box)
 
 
+def upright(picture: Image.Image) -> Image.Image:
+    """The image turned or mirrored as its EXIF orientation says; where that cannot be read, as it is."""
+    picture.load()
+    try:
+        turned = picture.getexif().get(ORIENTATION, 1) != 1
+        return ImageOps.exif_transpose(picture) if turned else picture
+    except Exception:  # as undocumented as what the decoders raise; the pixels are there
+        return picture
+
+
+def is_transparent(picture: Image.Image) -> bool:
+    """Whether some of the image may be transparent: by an alpha channel, or a colour or palette entry that is."""
+    return picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """The image in RGB as viewers show it: transparent parts over white, 16-bit and float values scaled."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        return Image.fromarray(to_bytes(np.asarray(picture))).convert("RGB")
+    if is_transparent(picture):
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def full_scale(values: np.ndarray) -> float:
+    """The value that stands for white: of uint8 and uint16 their largest, of other types as the values suggest.
+
+    That is the smallest of 1 (for floats), 255 and 65,535 that no value exceeds, else the largest value.
+    """
+    if values.dtype.kind == "b":
+        return 1.0
+    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
+        return float(np.iinfo(values.dtype).max)
+    largest = float(np.max(values, where=np.isfinite(values), initial=0))
+    scales = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
+    return next((scale for scale in scales if largest <= scale), largest)
+
+
+def to_bytes(values: np.ndarray, white: float | None = None) -> np.ndarray:
+    """Grey or colour values of any type as uint8, with `white` (default: their full scale) as 255.
+
+    Of 16 bits the upper eight are taken. What is below 0 or not a number becomes 0.
+    """
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind == "u" and values.dtype.itemsize == 2:
+        return (values >> 8).astype(np.uint8)
+    scaled = np.nan_to_num(values.astype(np.float64) * (255 / (white or full_scale(values))), posinf=0, neginf=0)
+    return np.clip(scaled.round(), 0, 255).astype(np.uint8)
+
+
 def read_images(paths: list[Path], convert: Conversion, progress: Progress = no_progress) -> np.ndarray:
-    """Many image files as uint8 (N, 3, 32, 32), read by as many threads as there are processors.
+    """Many image files as uint8 (N, 3, 32, 32), read by as many threads as there are usable processors.
 
     Raises DataError at the first that `read_image` refuses.
     """
-    pixels = np.empty((len(paths), 3, SIDE, SIDE), dtype=np.uint8)
+    return read_rows(len(paths), lambda row: read_image(paths[row], convert), progress)
+
+
+def read_rows(count: int, read: Callable[[int], np.ndarray], progress: Progress = no_progress) -> np.ndarray:
+    """What `read` gives for the rows 0..count-1, each uint8 (3, 32, 32), as one array; in threads.
+
+    Memory holds that array and one image a thread.
+    """
+    pixels: np.ndarray[Any, np.dtype[np.uint8]] = np.empty((count, 3, SIDE, SIDE), dtype=np.uint8)
 
     def read_chunk(start: int) -> int:
-        end = min(start + CHUNK, len(paths))
-        for i in range(start, end):
-            pixels[i] = read_image(paths[i], convert)
+        end = min(start + CHUNK, count)
+        for row in range(start, end):
+            pixels[row] = read(row)
         return end
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_processors().count) as pool:
         try:
-            for done in pool.map(read_chunk, range(0, len(paths), CHUNK)):
-                progress("reading images", done, len(paths))
+            for done in pool.map(read_chunk, range(0, count, CHUNK)):
+                progress("reading images", done, count)
         except BaseException:  # a bad file or Ctrl-C: do not read the rest first
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return pixels
-
-
-def list_images(folder: Path) -> list[Path]:
-    """The image files in a folder, by name; raises DataError where there is none."""
-    files = [path for path in list_folder(folder) if path.suffix.lower() in SUFFIXES]
-    if not files:
-        raise DataError(f"There is no image file in {folder} ({', '.join(SUFFIXES)}).")
-    return files
-
-
-def list_classes(folder: Path) -> list[str]:
-    """The names of the class folders in a folder, in alphabetical order."""
-    return [path.name for path in list_folder(folder) if path.is_dir()]
-
-
-def list_folder(folder: Path) -> list[Path]:
-    """What is in a folder, by name; raises DataError where it cannot be read.
-
-    Names that begin with a dot are left out: they are file managers' own (macOS writes ._cat.png beside cat.png).
-    """
-    try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{folder} cannot be read: {error.strerror}.") from None
-
-
-def read_image_folder(root: Path, name: str, progress: Progress) -> Dataset:
-    """The dataset of the image files `root/train/<class>/*` and `root/test/<class>/*`, all RGB of 32x32 pixels.
-
-    Raises DataError where a folder, a class or an image is missing or cannot be used.
-    """
-    classes = common_classes(root)
-    files = {
-        split: [(path, label) for label, folder in enumerate(classes) for path in list_images(root / split / folder)]
-        for split in ("train", "test")
-    }
-    both = [*files["train"], *files["test"]]
-    names, labels = [path.name for path, _ in both], [label for _, label in both]
-    pixels = read_images([path for path, _ in both], require_exact, progress)
-    end = len(files["train"])
-    train = sort_by_name(names[:end], labels[:end], pixels[:end])
-    test = sort_by_name(names[end:], labels[end:], pixels[end:])
-    return Dataset.build(name, tuple(classes), train, test, str(root))
-
-
-def common_classes(root: Path) -> list[str]:
-    """The classes of both splits of an image folder; raises DataError where they differ."""
-    classes = {}
-    for split in ("train", "test"):
-        if not (root / split).is_dir():
-            raise DataError(
-                f"{root} has no '{split}' folder: an image folder holds train/<class>/* and test/<class>/*."
-            )
-        classes[split] = list_classes(root / split)
-    for one, other in (("train", "test"), ("test", "train")):
-        if missing := sorted(set(classes[one]) - set(classes[other])):
-            raise DataError(
-                f"{root} has the class '{missing[0]}' in '{one}' but not in '{other}': both need the same classes."
-            )
-    if not 2 <= len(classes["train"]) <= MAX_CLASSES:
-        raise DataError(f"{root}/train holds {len(classes['train'])} class folders: 2 to {MAX_CLASSES} are needed.")
-    return classes["train"]
-
-
-def sort_by_name(names: Iterable[str], labels: Iterable[int], pixels: np.ndarray) -> Split:
-    """A split of uint8 `pixels` (N, 3, 32, 32) in the order of the files' names without their suffixes."""
-    label_list = list(labels)
-    keys = [(os.path.splitext(name)[0], label) for name, label in zip(names, label_list, strict=True)]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    images = torch.from_numpy(np.ascontiguousarray(pixels[order]))
-    return Split(images, torch.tensor(label_list, dtype=torch.int64)[order])

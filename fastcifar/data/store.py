@@ -1,7 +1,6 @@
 """The datasets in FASTCIFAR_HOME, one file each: load, import, download, verify and remove them.
 
-Images are stored in the order of their published file names, wherever they came from, so that the same seed gives the
-same run from an archive and from a folder.
+Files of earlier versions hold the images in the order of their file names; they are converted when they are loaded.
 """
 
 from __future__ import annotations
@@ -16,18 +15,23 @@ from fastcifar.data.dataset import (
     HASHES,
     PUBLISHED,
     Dataset,
+    Note,
     Progress,
     Split,
     combine_digests,
     digest_of,
+    no_note,
     no_progress,
 )
 from fastcifar.data.fetch import fetch
-from fastcifar.data.images import read_image_folder
+from fastcifar.data.mirrors import remote_archive
+from fastcifar.data.readers import read_source
 from fastcifar.data.shapes import make_shapes
+from fastcifar.data.source import Reading
 from fastcifar.errors import DataError, UsageError
-from fastcifar.system.files import dataset_files, home, home_lock, load_tensors, save_tensors
+from fastcifar.system.files import dataset_files, expand_user, home, home_lock, load_tensors, save_tensors
 
+ORDER = "SHA-256 of the pixels, then the label"  # of the images, stored under "order"; earlier files lack it
 FIELDS = ("mean", "std", "digest", "published", "source")  # of Dataset, stored under these names
 
 
@@ -54,11 +58,12 @@ def download_hint(name: str) -> str:
     return f"`fastcifar download --from PATH --name {name}`"
 
 
-def load_dataset(name: str = "cifar10") -> Dataset:
+def load_dataset(name: str = "cifar10", note: Note = no_note) -> Dataset:
     """A dataset on this machine: `shapes` always, others after `fastcifar download`.
 
-    Its images are memory-mapped; types and shapes are checked, not every byte (`verify_dataset` does). Raises
-    MissingDataset with the command that gets it, DataError where its file is damaged or from another version.
+    Its images are memory-mapped; types and shapes are checked, not every byte (`verify_dataset` does). A file of the
+    earlier order is converted, which `note` is given a sentence about. Raises MissingDataset with the command that
+    gets it, DataError where its file is damaged or from another version.
     """
     if name == EMBEDDED:
         return make_shapes()
@@ -79,7 +84,36 @@ def load_dataset(name: str = "cifar10") -> Dataset:
         raise DataError(f"{str(error).rstrip('.')}; {again}.") from None
     except (KeyError, TypeError, AttributeError, ValueError):
         raise DataError(f"{path} is damaged; {again}.") from None
-    return dataset
+    return dataset if tree.get("order") == ORDER else convert_order(dataset, note)
+
+
+def convert_order(dataset: Dataset, note: Note) -> Dataset:
+    """A dataset in the order of its file names, as earlier versions stored it, in the order of its content.
+
+    Its file is replaced, where that can be written. Raises DataError where the content has changed since it was stored.
+    """
+    path = dataset_path(dataset.name)
+    built = Dataset.build(dataset.name, dataset.classes, dataset.train, dataset.test, dataset.source, dataset.published)
+    converted = replace(built, name=dataset.name)
+    intact = combine_digests(digest_of(dataset.train), digest_of(dataset.test)) == dataset.digest
+    if not intact or HASHES.get(dataset.name, ()) not in ((), (digest_of(built.train), digest_of(built.test))):
+        raise DataError(damage(dataset.name))
+    what = f"Dataset '{dataset.name}' was stored in the order of its file names; it is now in the order of its content"
+    try:
+        saved = save_dataset(converted)
+    except DataError as error:
+        note(f"{what}, for this command alone, since the file was not replaced: {error}")
+        return converted
+    note(f"{what} ({path}), so that the same seed gives another run than before.")
+    return saved
+
+
+def damage(name: str) -> str:
+    """The message for a dataset whose content is not what was stored."""
+    return (
+        f"{dataset_path(name)} is damaged, its content has changed: remove it with "
+        f"`fastcifar download --remove --dataset {name}` and get it again."
+    )
 
 
 def save_dataset(dataset: Dataset) -> Dataset:
@@ -93,6 +127,7 @@ def save_dataset(dataset: Dataset) -> Dataset:
         "train_labels": dataset.train.labels,
         "test_images": dataset.test.images,
         "test_labels": dataset.test.labels,
+        "order": ORDER,
         **{key: getattr(dataset, key) for key in FIELDS},
     }
     with home_lock(".lock"):
@@ -100,11 +135,14 @@ def save_dataset(dataset: Dataset) -> Dataset:
     return load_dataset(dataset.name)
 
 
-def download_dataset(name: str, url: str | None = None, progress: Progress = no_progress) -> Dataset:
-    """Download a published dataset from its address or a mirror, resuming an unfinished download.
+def download_dataset(
+    name: str, url: str | None = None, progress: Progress = no_progress, note: Note = no_note
+) -> Dataset:
+    """Download a published dataset from the first good server, or from `url` alone, resuming an unfinished download.
 
-    One that is on this machine already is verified instead. Raises UsageError for a dataset that is not published,
-    DataError where it cannot be downloaded or is not, byte for byte, the published one.
+    `note` is given sentences: which server is tried, and why the last one was left. A dataset that is on this machine
+    already is verified instead. Raises UsageError for one that is not published, DataError where it cannot be
+    downloaded or is not, byte for byte, the published one.
     """
     if name == EMBEDDED:
         raise UsageError(f"'{name}' is part of fastcifar: nothing to download, use it with `--dataset {name}`.")
@@ -112,53 +150,59 @@ def download_dataset(name: str, url: str | None = None, progress: Progress = no_
         raise UsageError(
             f"Only {' and '.join(PUBLISHED)} can be downloaded: import '{name}' with --from PATH --name {name}."
         )
-    facts = cifar.published_facts(name)
-    archive = home() / facts.archive
-    address = url or facts.url
+    archive = home() / cifar.published_facts(name).archive
     with home_lock(".download.lock"):
         if dataset_path(name).exists():  # perhaps since another process has downloaded it
             return verify_dataset(name, progress)
-        fetch(address, archive, facts.archive_md5, progress)
-        dataset = save_dataset(replace(read_source(archive, name, None, progress), source=address))
+        address = fetch(remote_archive(name, url), archive, progress, note)
+        dataset = save_dataset(replace(read_source(archive, Reading(name, progress=progress)), source=address))
         archive.unlink(missing_ok=True)
         return dataset
 
 
 def import_dataset(
-    path: Path, dataset: str = "cifar10", name: str | None = None, progress: Progress = no_progress
+    path: Path,
+    dataset: str = "cifar10",
+    name: str | None = None,
+    progress: Progress = no_progress,
+    note: Note = no_note,
+    *,
+    resize: bool = False,
+    test_share: float | None = None,
 ) -> Dataset:
-    """Import a published archive, its extracted folder, or an image folder `train/<class>/*`, `test/<class>/*`.
+    """Import images in any of the forms in `readers.READERS`.
 
     `dataset` says which published one an archive is of. Published content is kept under its published name, other
-    content under `name` (default: the folder's). Raises DataError for what cannot be read or trusted, UsageError for a
-    name that belongs to other content.
+    content under `name` (default: that of the folder or file). With `resize`, images of any size and kind become RGB of
+    32x32 pixels; with `test_share` (0..1), that share of each class of data without test images is set aside. `note`
+    is given what was left out and set aside. Raises DataError for what cannot be read or trusted, UsageError for a name
+    that belongs to other content and for a wrong share.
     """
     if dataset not in PUBLISHED:
         raise UsageError(f"With --from, --dataset is {' or '.join(PUBLISHED)}: name a dataset of your own with --name.")
+    if test_share is not None and not 0 < test_share < 1:
+        raise UsageError(f"--test-share {test_share:g} must lie between 0 and 1: 0.2 is a fifth of each class.")
     if name is not None:
         dataset_path(name)  # an impossible name is refused now, not after a minute of reading
-    imported = read_source(path, dataset, name, progress)
+    imported = read_source(expand_user(path), Reading(dataset, resize, progress), name, test_share, note)
     if imported.name in (*PUBLISHED, EMBEDDED) and not imported.published:
         raise UsageError(f"{path} does not hold the published '{imported.name}': keep it under a --name of its own.")
     return save_dataset(imported)
 
 
-def verify_dataset(name: str, progress: Progress = no_progress) -> Dataset:
+def verify_dataset(name: str, progress: Progress = no_progress, note: Note = no_note) -> Dataset:
     """Load a dataset and hash its content again.
 
     Raises DataError where the content has changed, or is not the published one under a published name.
     """
-    dataset = load_dataset(name)
+    dataset = load_dataset(name, note)
     progress("hashing", 0, 2)
     train = digest_of(dataset.train)
     progress("hashing", 1, 2)
     test = digest_of(dataset.test)
     progress("hashing", 2, 2)
     if combine_digests(train, test) != dataset.digest or HASHES.get(name, (train, test)) != (train, test):
-        raise DataError(
-            f"{dataset_path(name)} is damaged, its content has changed: remove it with "
-            f"`fastcifar download --remove --dataset {name}` and get it again."
-        )
+        raise DataError(damage(name))
     return dataset
 
 
@@ -176,28 +220,3 @@ def remove_dataset(name: str) -> list[Path]:
         except OSError as error:
             raise DataError(f"{file} cannot be removed: {error.strerror}.") from None
     return files
-
-
-def read_source(path: Path, dataset: str, name: str | None, progress: Progress) -> Dataset:
-    """The dataset in an archive or a folder, told apart by their content.
-
-    Raises DataError for what is none of these, cannot be read, or cannot be trusted.
-    """
-    path = path.expanduser()
-    try:
-        if not path.exists():
-            raise DataError(f"There is no file or folder {path}.")
-        if path.is_file():
-            return cifar.read_archive(path, dataset, progress)
-        if (path / "train").is_dir() or (path / "test").is_dir():
-            return read_image_folder(path, name or path.resolve().name, progress)
-        if any((path / file).exists() for file in cifar.published_facts(dataset).train):
-            return cifar.read_batches(dataset, lambda file: cifar.read_file(path / file), str(path), progress)
-        for other in PUBLISHED:
-            if other != dataset and any((path / file).is_file() for file in cifar.published_facts(other).train):
-                raise DataError(f"{path} is the extracted folder of {other}: add `--dataset {other}`.")
-    except OSError as error:
-        raise DataError(f"{error.filename or path} cannot be read: {error.strerror or error}.") from None
-    raise DataError(
-        f"{path} is neither an image folder (train/<class>/*, test/<class>/*) nor the extracted folder of {dataset}."
-    )

@@ -94,10 +94,10 @@ def images_evaluated(recipe: Evaluation, images: int) -> int:
     return images + more * (VIEWS[recipe.views] - 1)
 
 
-def per_class(logits: Tensor, labels: Tensor) -> list[float]:
-    """The accuracy on the images of each class."""
+def per_class(logits: Tensor, labels: Tensor) -> list[float | None]:
+    """The accuracy on the images of each class; None for a class without images."""
     matrix = confusion(logits, labels)
-    return [row[i] / max(1, sum(row)) for i, row in enumerate(matrix)]
+    return [row[i] / sum(row) if any(row) else None for i, row in enumerate(matrix)]
 
 
 def confusion(logits: Tensor, labels: Tensor) -> list[list[int]]:

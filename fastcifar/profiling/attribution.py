@@ -6,7 +6,9 @@ it called.
 
 How a layer is known: in the forward pass an operator lies inside its layer's range. An autograd node carries the
 sequence number that was next when its forward operator ran, so what runs inside a node belongs to the layer of the
-last forward operator with that number (operators that make no node carry the number of the one after them).
+last forward operator with that number (operators that make no node carry the number of the one after them). A layer
+that is recomputed in the backward pass makes its nodes there; where the backward pass has a thread of its own, that
+thread numbers them anew, and a node says which thread made it.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from fastcifar.training.annotations import LAYER, PHASE, UPDATE
 
 Event = dict[str, Any]
 NODE = "autograd::engine::evaluate_function: "
+MAKER = "Fwd thread id"  # of a node: the thread of the operator that made it; of an operator 0
 LOSS = "loss"  # the layer of what the loss causes in the backward pass
 KERNELS = ("kernel", "gpu_memcpy", "gpu_memset")
 LAUNCHES = ("cuda_runtime", "cuda_driver")
@@ -72,8 +75,10 @@ class EventReader:
     def __init__(self) -> None:
         self.stacks: dict[int, list[Span]] = {}  # the open spans of each thread, innermost last
         self.main_thread: int | None = None  # the thread of the step's phases
-        self.forward_layers: dict[int, str | None] = {}  # sequence number: the layer of the last forward operator
+        # By whether the main thread numbered it, and the sequence number: the layer of the last forward operator.
+        self.forward_layers: dict[tuple[bool, int], str | None] = {}
         self.node_layer: str | None = None  # of the latest node with a number
+        self.first_maker: int | None = None  # the thread that made the first node, the main one, as nodes name it
 
     def read(self, events: Iterable[Event]) -> list[Span]:
         """The spans of all events on the host, with their scopes."""
@@ -107,19 +112,34 @@ class EventReader:
 
     def scope(self, event: Event, around: Scope) -> Scope:
         """The scope inside an event, from the one around it."""
-        name, number = event["name"], event.get("args", {}).get("Sequence number")
+        name = event["name"]
         if event["cat"] == "user_annotation":
             return annotation_scope(name, around)
         if name.startswith(NODE):
             node = name.removeprefix(NODE)
             if not node.endswith("AccumulateGrad"):  # which has no number, and follows the node whose gradient it takes
-                self.node_layer = self.forward_layers.get(number) if number is not None else None
+                self.node_layer = self.layer_of_node(event["args"])
             return replace(around, layer=self.node_layer, op=node)
         if event["cat"] == "cpu_op":
-            if number is not None and around.phase in ("forward", "loss"):
-                self.forward_layers[number] = around.layer
+            self.note_number(event, around.layer)
             return replace(around, op=around.op or name)
         return around
+
+    def note_number(self, event: Event, layer: str | None) -> None:
+        """Note the layer of an operator that has a number, which is that of the node it makes."""
+        arguments = event.get("args", {})
+        number = arguments.get("Sequence number")
+        if number is not None and not arguments.get(MAKER):  # which nodes have, whose numbers are those they were given
+            self.forward_layers[event["tid"] == self.main_thread, number] = layer
+
+    def layer_of_node(self, arguments: Mapping[str, Any]) -> str | None:
+        """The layer of the forward operator that made a node, by the node's arguments."""
+        number, maker = arguments.get("Sequence number"), arguments.get(MAKER)
+        if number is None:
+            return None
+        if self.first_maker is None:
+            self.first_maker = maker
+        return self.forward_layers.get((maker == self.first_maker, number))
 
 
 def annotation_scope(name: str, around: Scope) -> Scope:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from fastcifar.profiling.attribution import LOSS, KernelTime
+from fastcifar.profiling.modules import is_compiled, original, walk_modules
 from fastcifar.training.annotations import PHASES, ROOT
 
 ItemKey = tuple[str | None, str | None, str, str]  # phase, layer, operator, kernel
@@ -50,6 +51,13 @@ class LayerIndex:
     kinds: dict[str, str]  # of a layer: the name of its class
     parameters: dict[str, int]  # of a layer: how many numbers, trained or not
     trained: dict[str, tuple[str, int]]  # of a trained parameter: its layer, how many numbers
+
+    def owner(self, parameter: str) -> str:
+        """The layer of the parameter of that name: its module, or the compiled one around that."""
+        module = parameter.rpartition(".")[0]
+        while module and module not in self.names:
+            module = module.rpartition(".")[0]
+        return self.names[module or ROOT]
 
     def update_shares(self, parameters: tuple[str, ...]) -> dict[str, float]:
         """How an update of these parameters (empty: of all) is shared among the layers: by size."""
@@ -95,12 +103,14 @@ class Breakdown:
 def index_layers(network: nn.Module) -> LayerIndex:
     """The layers of a network, and the loss."""
     index = LayerIndex({}, {}, defaultdict(int), {})
-    for name, module in network.named_modules():
-        layer = (name or ROOT) + (".self" if next(module.children(), None) is not None else "")
-        index.names[name or ROOT] = layer
-        index.kinds[layer] = type(module).__name__
+    for name, module in walk_modules(network):
+        compiled = is_compiled(module)
+        has_parts = not compiled and next(module.children(), None) is not None
+        layer = name + (".self" if has_parts else "")
+        index.names[name] = layer
+        index.kinds[layer] = type(original(module)).__name__ + (" (compiled)" if compiled else "")
     for name, parameter in network.named_parameters():
-        layer = index.names[name.rpartition(".")[0] or ROOT]
+        layer = index.owner(name)
         index.parameters[layer] += parameter.numel()
         if parameter.requires_grad:
             index.trained[name] = (layer, parameter.numel())
@@ -109,8 +119,10 @@ def index_layers(network: nn.Module) -> LayerIndex:
     return index
 
 
-def break_down(index: LayerIndex, steps: Sequence[Sequence[KernelTime]]) -> Breakdown:
-    """The sums over the kernels of each recorded step."""
+def break_down(
+    index: LayerIndex, steps: Sequence[Sequence[KernelTime]], activations: Mapping[str, int] | None = None
+) -> Breakdown:
+    """The sums over the kernels of each recorded step; `activations` are the bytes that modules keep."""
     times: dict[ItemKey, list[float]] = defaultdict(lambda: [0.0] * len(steps))  # ms in each step
     counts: dict[ItemKey, float] = defaultdict(float)  # in all steps
     layer_times: dict[str, list[float]] = defaultdict(lambda: [0.0] * len(steps))
@@ -131,12 +143,13 @@ def break_down(index: LayerIndex, steps: Sequence[Sequence[KernelTime]]) -> Brea
         Item(*key, ms=statistics.fmean(each), std=std(each), count=counts[key] / len(steps))
         for key, each in times.items()
     ]
-    return Breakdown(items, {name: layer_times[name] for name in shown_layers(index, items)}, shared)
+    at_work = {item.layer for item in items} | {index.names[module] for module in activations or ()}
+    return Breakdown(items, {name: layer_times[name] for name in shown_layers(index, at_work)}, shared)
 
 
-def shown_layers(index: LayerIndex, items: Sequence[Item]) -> Iterator[str]:
-    """The layers in the network's order; a container's own work only where there is some, or parameters."""
-    at_work = {item.layer for item in items}
+def shown_layers(index: LayerIndex, at_work: Collection[str | None]) -> Iterator[str]:
+    """The layers in the network's order; a container itself only where it takes time or keeps memory, or has
+    parameters."""
     for name in index.kinds:
         if not name.endswith(".self") or name in at_work or index.parameters.get(name):
             yield name

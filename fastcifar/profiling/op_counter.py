@@ -75,6 +75,7 @@ class OpCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.namespace == "profiler":
+            self.note_node(self.layer())  # of the latest node, which may contain the range
             if "enter" in func.name():
                 self.ranges.append(args[0])
             else:
@@ -91,18 +92,25 @@ class OpCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def scope(self) -> OpScope:
         """The phase and layer of the operator being dispatched."""
         phase = next((r.removeprefix(PHASE) for r in reversed(self.ranges) if r.startswith(PHASE)), None)
-        layer = next((r.removeprefix(LAYER) for r in reversed(self.ranges) if r.startswith(LAYER)), None)
+        layer = self.layer()
         if phase in ("loss", "backward"):
             layer = layer or LOSS
         node = torch._C._current_autograd_node()
-        if node is None:
-            # An operator's own node exists by now, and was the latest made: the first to see its number made it.
-            self.node_layers.setdefault(torch._C._autograd._get_sequence_nr() - 1, layer)
-        elif phase == "backward" and layer == LOSS:
+        if node is not None and phase == "backward" and layer == LOSS:
             if not node.name().endswith("AccumulateGrad"):  # which follows the node whose gradient it takes
                 self.node_layer = self.node_layers.get(node._sequence_nr())
             layer = self.node_layer
+        self.note_node(layer)
         return phase, layer
+
+    def layer(self) -> str | None:
+        """The innermost open layer."""
+        return next((r.removeprefix(LAYER) for r in reversed(self.ranges) if r.startswith(LAYER)), None)
+
+    def note_node(self, layer: str | None) -> None:
+        """Note the layer of the latest autograd node: an operator's own exists by now, and the first to see its number
+        made it. A layer that is recomputed in the backward pass makes nodes there."""
+        self.node_layers.setdefault(torch._C._autograd._get_sequence_nr() - 1, layer)
 
     def count_bytes(self, func: Any, inputs: list[Any], outputs: list[Any], scope: OpScope) -> None:
         """Count what an operator reads and writes; views and bare allocations do neither."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastcifar.profiling.modules import original
 from fastcifar.profiling.recording import record
 from fastcifar.profiling.result import Profile, summarize
 from fastcifar.profiling.targets import ProfileTarget
@@ -30,7 +31,7 @@ def profile_module(
     """Profile training steps of any network on one batch; the steps do train it, so pass a copy where that matters.
 
     `loss(network(*inputs), targets)` must give a scalar; `inputs` is a tensor whose first dimension is the batch, or a
-    tuple of such. Public as `fastcifar.profile`.
+    tuple of such. What `torch.compile` compiled counts as one layer. Public as `fastcifar.profile`.
     """
     arguments = inputs if isinstance(inputs, tuple) else (inputs,)
     first = next(iter(network.parameters()), arguments[0])
@@ -46,5 +47,8 @@ def profile_module(
         with phase("optimizer"):
             optimizer.step()
 
-    name, batch = type(network).__name__, len(arguments[0])
-    return profile(ProfileTarget(name, network, run, batch, first.device, first.dtype), steps)
+    def tensors() -> Any:
+        return list(optimizer.state.values()), arguments, targets
+
+    name, batch = type(original(network)).__name__, len(arguments[0])
+    return profile(ProfileTarget(name, network, run, batch, first.device, first.dtype, state=tensors), steps)

@@ -1,36 +1,34 @@
 """Recording: one training step run again and again, counted, timed as it is, and recorded by PyTorch's profiler.
 
-A target's step runs once to be counted. Then all targets are measured interleaved (A B, B A, ...), so that drift of
-the machine hits all alike; each time a step is timed without the profiler and recorded with it.
+A target's step runs once for its operators to be counted, uncompiled; then until its times settle; then once for its
+memory. Then all targets are measured interleaved (A B, B A, ...), so that drift of the machine hits all alike; each
+time a step is timed without the profiler and recorded with it.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from fastcifar.profiling.attribution import Event, KernelTime, annotate, attribute
 from fastcifar.profiling.breakdown import index_layers
+from fastcifar.profiling.memory import MemoryUse, measure_memory
+from fastcifar.profiling.modules import annotate_layers, compiler_loaded, run_uncompiled, walk_modules
 from fastcifar.profiling.op_counter import OpCost, OpCounter, OpScope
 from fastcifar.profiling.roofline import Roofline, measure_roofline
 from fastcifar.profiling.targets import ProfileTarget
+from fastcifar.profiling.trace import record_events
 from fastcifar.system.timing import time_call
-from fastcifar.training.annotations import LAYER, ROOT
 
 STEPS = {"cuda": 10}  # recorded steps; elsewhere 5
 TIMED_TOGETHER = {"cuda": 5}  # steps in a row that are timed as one, so that the host runs ahead; elsewhere 1
-QUIET_KINETO = "99"  # a log level above all messages of PyTorch's recorder
+SETTLED = 0.75  # a step that takes less than this part of the time of the one before it was not warmed up
+WARM_UP_STEPS = 20  # at most
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ class Recording:
     target: ProfileTarget
     costs: dict[OpScope, OpCost]  # of one step, by phase and module
     outputs: dict[str, list[int]]  # the shape of each module's output
+    memory: MemoryUse
     steps: list[StepRecord]
     events: list[Event]  # of the last recorded step
     roofline: Roofline
@@ -64,6 +63,7 @@ def record(targets: Sequence[ProfileTarget], steps: int | None = None) -> list[R
     device = targets[0].device
     counted = [count_ops(target) for target in targets]
     uncaptured = [warm_up(target) for target in targets]
+    memory = [measure_memory(target) for target in targets]
     records: list[list[StepRecord]] = [[] for _ in targets]
     events: list[list[Event]] = [[] for _ in targets]
     order = list(range(len(targets)))
@@ -75,7 +75,7 @@ def record(targets: Sequence[ProfileTarget], steps: int | None = None) -> list[R
             records[k].append(StepRecord(seconds, recorded_seconds, kernels))
     rooflines = {dtype: measure_roofline(device, dtype) for dtype in {target.dtype for target in targets}}
     return [
-        Recording(target, *counted[k], records[k], events[k], rooflines[target.dtype])
+        Recording(target, *counted[k], memory[k], records[k], events[k], rooflines[target.dtype])
         for k, target in enumerate(targets)
     ]
 
@@ -83,12 +83,13 @@ def record(targets: Sequence[ProfileTarget], steps: int | None = None) -> list[R
 def mean_step(recordings: Sequence[Recording], shares: Sequence[float]) -> Recording:
     """The mean step of a run, from recordings of its kinds of step and their shares of the run.
 
-    The target, shapes and events are those of the most frequent kind.
+    The target, shapes and events are those of the most frequent kind, the memory that of the kind that needs most.
     """
     _, main = max(zip(shares, recordings, strict=True), key=lambda pair: pair[0])
     steps = [mean_record(kinds, shares) for kinds in zip(*(each.steps for each in recordings), strict=True)]
     costs = mean_costs([each.costs for each in recordings], shares)
-    return replace(main, costs=costs, steps=steps, kinds=len(recordings))
+    memory = max((each.memory for each in recordings), key=lambda use: use.step or 0)
+    return replace(main, costs=costs, memory=memory, steps=steps, kinds=len(recordings))
 
 
 def mean_record(records: Sequence[StepRecord], shares: Sequence[float]) -> StepRecord:
@@ -112,7 +113,7 @@ def mean_costs(costs: Sequence[dict[OpScope, OpCost]], shares: Sequence[float]) 
 
 
 def count_ops(target: ProfileTarget) -> tuple[dict[OpScope, OpCost], dict[str, list[int]]]:
-    """Run one step to count its operators' costs and to note the shapes of the modules' outputs."""
+    """Run one step, uncompiled, to count its operators' costs and to note the shapes of the modules' outputs."""
     outputs: dict[str, list[int]] = {}
 
     def note_as(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -122,10 +123,12 @@ def count_ops(target: ProfileTarget) -> tuple[dict[OpScope, OpCost], dict[str, l
 
         return note
 
-    hooks = [m.register_forward_hook(note_as(name or ROOT)) for name, m in target.network.named_modules()]
+    hooks = [module.register_forward_hook(note_as(name)) for name, module in walk_modules(target.network)]
     counter = OpCounter()
+    # The counter tells autograd's nodes by numbers that count within one thread.
+    one_thread = torch.autograd.set_multithreading_enabled(False)
     try:
-        with annotate_layers(target.network), counter:
+        with one_thread, run_uncompiled(), annotate_layers(target.network), counter:
             target.run()
     finally:
         for hook in hooks:
@@ -134,17 +137,29 @@ def count_ops(target: ProfileTarget) -> tuple[dict[OpScope, OpCost], dict[str, l
 
 
 def warm_up(target: ProfileTarget) -> list[KernelTime]:
-    """Run what happens once, on CUDA: a step that chooses kernels, a recording that loads the profiler.
+    """Run what happens once: steps that compile and choose kernels; on CUDA a recording that loads the profiler.
 
     Returns the kernels of the step not captured, where the target's step replays a CUDA graph; else none.
     """
+    settle(target)
     if target.device.type == "cuda":
-        target.run()
         record_step(target, target.run)
     if target.run_uncaptured is None:
         return []
     _, events = record_step(target, target.run_uncaptured)
     return attribute(events, target.device.type)
+
+
+def settle(target: ProfileTarget) -> None:
+    """Run steps until their times settle: where a compiler is at work until two in a row do, for it may work twice."""
+    needed = 2 if compiler_loaded() else 1
+    before, alike = float("inf"), 0
+    for _ in range(WARM_UP_STEPS):
+        seconds = time_call(target.run, target.device)
+        alike = alike + 1 if seconds >= SETTLED * before else 0
+        if alike == needed:
+            return
+        before = seconds
 
 
 def time_step(target: ProfileTarget) -> float:
@@ -162,47 +177,5 @@ def time_step(target: ProfileTarget) -> float:
 
 def record_step(target: ProfileTarget, run: Callable[[], None]) -> tuple[float, list[Event]]:
     """Run a step with the profiler: its seconds, and its events."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", QUIET_KINETO)
-    use_device = target.device.type if target.device.type == "cuda" else None
-    # Not torch.profiler.profile, which imports the compiler (seconds) to do the same.
-    with (
-        annotate_layers(target.network),
-        torch.autograd.profiler.profile(use_device=use_device, use_kineto=True) as profiler,
-    ):
-        seconds = time_call(run, target.device)
-    return seconds, events_of(profiler)
-
-
-def events_of(profiler: Any) -> list[Event]:
-    """The events that PyTorch's profiler recorded, which it hands out as a file only."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profiler.export_chrome_trace(str(path))
-        events: list[Event] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
-    return events
-
-
-@contextmanager
-def annotate_layers(network: nn.Module) -> Iterator[None]:
-    """While inside, every call of a module of the network is a range with the module's name."""
-    open_ranges: list[record_function] = []
-
-    def enter_as(name: str) -> Callable[[nn.Module, Any], None]:
-        def enter(module: nn.Module, inputs: Any) -> None:
-            open_ranges.append(record_function(LAYER + name))
-            open_ranges[-1].__enter__()  # type: ignore[no-untyped-call]
-
-        return enter
-
-    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
-        open_ranges.pop().__exit__(None, None, None)
-
-    handles = []
-    for name, module in network.named_modules():
-        handles.append(module.register_forward_pre_hook(enter_as(name or ROOT), prepend=True))
-        handles.append(module.register_forward_hook(leave, always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    with annotate_layers(target.network):
+        return record_events(run, target.device)

@@ -50,6 +50,7 @@ class Layer:
     bytes: int
     forward_bytes: int
     backward_bytes: int
+    activation_bytes: int  # kept for the backward pass
     tflops: float  # TFLOP/s
     gb_per_s: float
     bound: str  # arithmetic, memory or launches
@@ -76,6 +77,9 @@ class Profile:
     unattributed_ms: float
     recorded_step_ms: float  # with the profiler: the difference from step_ms is the profiler's own time
     roofline: Roofline
+    activation_bytes: int  # kept for the backward pass by all layers and the loss
+    held_memory: int  # bytes between steps: the network, the optimizer's state, the images
+    peak_memory: int | None  # bytes held at one time at most; None: unknown on this device
     phases: dict[str, float]
     layers: list[Layer]
     kernels: list[GroupTime]
@@ -93,7 +97,7 @@ def summarize(recording: Recording) -> Profile:
     """The profile of a recording."""
     target = recording.target
     index = index_layers(target.network)
-    table = break_down(index, [step.kernels for step in recording.steps])
+    table = break_down(index, [step.kernels for step in recording.steps], recording.memory.activations)
     step_times_ms = [1000 * step.seconds for step in recording.steps]
     kernel_ms = sum(item.ms for item in table.items)
     step_ms = statistics.fmean(step_times_ms)
@@ -112,6 +116,9 @@ def summarize(recording: Recording) -> Profile:
         unattributed_ms=sum(item.ms for item in table.items if item.phase is None),
         recorded_step_ms=1000 * statistics.fmean(step.recorded_seconds for step in recording.steps),
         roofline=recording.roofline,
+        activation_bytes=sum(recording.memory.activations.values()),
+        held_memory=recording.memory.held,
+        peak_memory=recording.memory.peak,
         phases={phase: sum(item.ms for item in table.items if item.phase == phase) for phase in PHASES},
         layers=[summarize_layer(name, recording, index, table, whole_ms) for name in table.layer_times_ms],
         kernels=group_times(table.items, "kernel"),
@@ -151,6 +158,7 @@ def summarize_layer(name: str, recording: Recording, index: LayerIndex, table: B
         bytes=size,
         forward_bytes=forward.bytes,
         backward_bytes=backward.bytes,
+        activation_bytes=recording.memory.activations.get(module, 0),
         tflops=flops / passes_ms / 1e9 if passes_ms else 0.0,
         gb_per_s=size / passes_ms / 1e6 if passes_ms else 0.0,
         bound=recording.roofline.bound(flops, size, kernels),
@@ -160,14 +168,18 @@ def summarize_layer(name: str, recording: Recording, index: LayerIndex, table: B
 
 @dataclass(frozen=True)
 class Difference:
-    """One layer in two profiles, in milliseconds a step; None where it is in one of them alone."""
+    """One layer in two profiles: milliseconds a step, and bytes kept for the backward pass; None where it is in one of
+    them alone."""
 
     name: str
     a_ms: float | None
     b_ms: float | None
     difference_ms: float  # b minus a
-    ci95: list[float] | None
-    ratio: float | None  # b over a
+    ci95: list[float] | None  # of difference_ms
+    ratio: float | None  # b_ms over a_ms
+    a_activation_bytes: int | None
+    b_activation_bytes: int | None
+    difference_activation_bytes: int  # b minus a
 
 
 @dataclass(frozen=True)
@@ -187,13 +199,25 @@ def compare(a: Profile, b: Profile) -> Comparison:
 
 
 def compare_layer(name: str, a: Profile, b: Profile) -> Difference:
-    """One layer in both profiles; one that is missing takes no time."""
+    """One layer in both profiles; one that is missing takes no time and no memory."""
     times_a, times_b = a.layer_times_ms.get(name), b.layer_times_ms.get(name)
     zeros = [0.0] * a.steps
     difference = stats.paired_difference(times_a or zeros, times_b or zeros)
     mean_a, mean_b = (statistics.fmean(times) if times else None for times in (times_a, times_b))
-    ratio = mean_b / mean_a if mean_a and mean_b is not None else None
-    return Difference(name, mean_a, mean_b, difference.effect, as_list(difference.ci95), ratio)
+    bytes_a, bytes_b = (
+        next((layer.activation_bytes for layer in side.layers if layer.name == name), None) for side in (a, b)
+    )
+    return Difference(
+        name,
+        a_ms=mean_a,
+        b_ms=mean_b,
+        difference_ms=difference.effect,
+        ci95=as_list(difference.ci95),
+        ratio=mean_b / mean_a if mean_a and mean_b is not None else None,
+        a_activation_bytes=bytes_a,
+        b_activation_bytes=bytes_b,
+        difference_activation_bytes=(bytes_b or 0) - (bytes_a or 0),
+    )
 
 
 def as_list(interval: tuple[float, float] | None) -> list[float] | None:

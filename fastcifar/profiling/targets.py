@@ -30,6 +30,7 @@ class ProfileTarget:
     device: torch.device
     dtype: torch.dtype  # of the arithmetic
     engine: str = "eager"
+    state: Callable[[], Any] = tuple  # a tree of all tensors that live between steps, besides the network's
     run_uncaptured: Callable[[], None] | None = None  # the same step not captured, where `run` replays a CUDA graph
 
 
@@ -99,6 +100,9 @@ def step_target(state: TrainState, step: int, engine: Engine, run_engine: Callab
         state.step = step
         train_step(state)
 
+    def tensors() -> Any:
+        return state.optimizer.state(), state.ema.averages, state.images, state.labels
+
     return ProfileTarget(
         name=state.recipe.name,
         network=state.network,
@@ -107,5 +111,6 @@ def step_target(state: TrainState, step: int, engine: Engine, run_engine: Callab
         device=state.device,
         dtype=state.dtype,
         engine=engine.name,
+        state=tensors,
         run_uncaptured=run_uncaptured if engine.name == "graph" else None,
     )

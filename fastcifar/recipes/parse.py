@@ -15,9 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from fastcifar.errors import DataError, UsageError, nearest
+from fastcifar.errors import DataError, UsageError, known_as, nearest
 from fastcifar.recipes import schedule
 from fastcifar.recipes.schema import SIDE, SMALLEST_SIDE, Optimizer, Recipe, Sgd
+from fastcifar.system.text import read_text
 
 FOLDER = Path(__file__).parent
 
@@ -37,7 +38,7 @@ def load_recipe(recipe: str | Recipe, *overrides: str) -> Recipe:
     `training.epochs=2` applied in order.
 
     Raises UsageError for an unknown recipe, a file that does not parse or extends itself, an unknown key or a value
-    of the wrong type or out of range; DataError for a file that cannot be read.
+    of the wrong type or out of range; DataError for a file that cannot be read or is not in UTF-8.
     """
     tree = recipe_to_dict(recipe) if isinstance(recipe, Recipe) else _read(recipe, ())
     name = recipe.name if isinstance(recipe, Recipe) else recipe_title(recipe)
@@ -57,6 +58,16 @@ def recipe_keys() -> list[str]:
                 yield prefix + key
 
     return list(keys(recipe_to_dict(Recipe()), ""))
+
+
+def key_elsewhere(word: str) -> str | None:
+    """The dotted key of recipes that a word means without its section (`epochs`), or in other programs (`bs`)."""
+    keys = recipe_keys()
+    ours = known_as(word)
+    if ours in keys:
+        return ours
+    same = [key for key in keys if key.rpartition(".")[2] == word.strip("-").lower().replace("-", "_")]
+    return same[0] if len(same) == 1 else None
 
 
 def stored_evidence() -> dict[str, dict[str, Any]]:
@@ -173,12 +184,12 @@ def _read(name: str, seen: tuple[Path, ...], base: Path | None = None) -> dict[s
     if path in seen:
         raise UsageError(f"Recipe file {path} extends itself, by way of {' -> '.join(p.stem for p in seen)}.")
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise UsageError(f"There is no recipe file {path}; `fastcifar recipes` lists the recipes.") from None
     except OSError as error:
         raise DataError(f"Recipe file {path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise UsageError(f"Recipe file {path} is not valid TOML: {error}.") from None
     parent = tree.pop("extends", None)
     if parent is None:
@@ -232,7 +243,9 @@ def _build(cls: type[Any], tree: Any, where: str, prefix: str) -> Any:
     for key, value in tree.items():
         if key not in kinds:
             what = "key" if prefix or not isinstance(value, Mapping) else "section"
-            raise UsageError(f"In {where}, there is no {what} '{prefix}{key}'; {nearest(key, kinds)}")
+            ours = key_elsewhere(key)
+            hint = f"did you mean '{ours.removeprefix(prefix)}'?" if ours else nearest(key, kinds)
+            raise UsageError(f"In {where}, there is no {what} '{prefix}{key}'; {hint}")
         name = prefix + key
         if dataclasses.is_dataclass(kinds[key]):
             values[key] = _build(kinds[key], value, where, name + ".")

@@ -46,7 +46,7 @@ def usable_processors(root: Path = Path("/")) -> Processors:
     found = Processors(allowed, "" if allowed == machine else f"affinity to {allowed} of {machine} processors")
     quota = cpu_quota(root)
     if quota is not None and quota < allowed:
-        found = Processors(max(1, int(quota)), f"a CPU quota of {quota:g} processors")
+        found = Processors(max(1, int(quota)), f"a CPU quota of {quota:g} processor{'' if quota == 1 else 's'}")
     return found
 
 

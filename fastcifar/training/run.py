@@ -18,7 +18,7 @@ from fastcifar.model.predict import infer
 from fastcifar.recipes.parse import eval_split, load_recipe
 from fastcifar.recipes.schema import Recipe
 from fastcifar.system.device import explain_oom, pick_device, prepare_device
-from fastcifar.system.processors import processor_times
+from fastcifar.system.processors import processor_times, usable_processors
 from fastcifar.training.engine import Engine, choose_engine
 from fastcifar.training.flops import count_flops
 from fastcifar.training.step import TrainState
@@ -122,6 +122,13 @@ def run_flops(recipe: Recipe, dataset: Dataset) -> int:
     return count_flops(recipe, len(dataset.classes), len(dataset.train.images), len(dataset.test.images)).total
 
 
+def threads_limit(network: nn.Module) -> str | None:
+    """What keeps a run on a CPU from using all processors, in words; None where nothing does, or the user chose."""
+    usable = usable_processors()
+    on_cpu = next(network.parameters()).is_cpu
+    return usable.limit or None if on_cpu and torch.get_num_threads() == usable.count else None
+
+
 def run_record(trained: Trained, flops: int) -> dict[str, Any]:
     """What `train --json` and a run folder's record hold of a run that ends now, beside what all documents hold."""
     return {
@@ -132,6 +139,7 @@ def run_record(trained: Trained, flops: int) -> dict[str, Any]:
         "seed": trained.seed,
         "engine": trained.engine,
         "threads": torch.get_num_threads(),
+        "threads_limited_by": threads_limit(trained.network),
         "flops": flops,
         "tflops_per_s": flops / trained.result.train_s / 1e12,
         **asdict(trained.result),

@@ -144,6 +144,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=folder, env=os.environ, **pipes)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_every_seed_ends_up_once(tmp_path: Path) -> None:
     arguments = ["tiny", "b=tiny", "--set", "b:data.translate=0", *SMALL, "--runs", "3", "--out", "r.jsonl"]
     path, moments = tmp_path / "r.jsonl", random.Random(0)

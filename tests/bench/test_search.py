@@ -217,6 +217,7 @@ def test_candidates_hold_what_differs_and_are_judged_on_images_kept_back(tmp_pat
     assert {each.data.holdout for each in plan.recipes.values()} == {1000}, "a tenth of the ten thousand shapes"
 
 
+@pytest.mark.slow
 def test_a_search_is_killed_goes_on_and_is_reported(call: Call, tmp_path: Path) -> None:
     (tmp_path / "few.toml").write_text("[slow]\noptimizer.filters.lr = 0.02\n[small]\nnetwork.widths = [4, 4, 4]\n")
     sets = ["training.epochs=0.12", "evaluation.views=none", "network.widths=[8, 8, 8]", "network.whiten.images=500"]

@@ -65,7 +65,7 @@ finally:
         (KeyboardInterrupt(), 130, "Interrupted."),
         (BrokenPipeError(), 0, ""),
         (OSError(errno.ENOSPC, "full"), 3, "no space"),
-        (typer.BadParameter("not a number"), 2, "not a number See `fastcifar --help`."),
+        (typer.BadParameter("not a number"), 2, "not a number. See `fastcifar --help`."),
         (OSError(errno.EIO, "odd"), 1, "please report it"),
         (KeyError("x"), 1, "please report it"),
     ],
@@ -103,7 +103,7 @@ def test_exit_codes(
         (["download", "--dataset", "imagenet"], 2, "Only cifar10 and cifar100"),
         (["download", "--from", "nowhere"], 3, "no file or folder"),
         (["download", "--from", "x", "--url", "http://127.0.0.1:9/"], 2, "exclude each other"),
-        (["download", "--url", "http://127.0.0.1:9/x"], 3, "cannot be reached"),
+        (["download", "--url", "http://127.0.0.1:9/x", "--quiet"], 3, "cannot be reached"),
     ],
 )
 def test_wrong_calls(arguments: list[str], code: int, said: str, call: Call) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -97,3 +98,20 @@ def test_downloads_and_other_tasks() -> None:
     assert screen[1].startswith("hashing ━") and screen[1].rstrip().endswith("1/2")
     view.update("hashing", 2, 2)
     assert list(view.lines()) == ["downloading …", "hashing …"] and not list(view.lines())
+
+
+def test_the_latest_epochs_that_fit_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LINES", "24")
+    view = TrainView(Screen(), "cpu", with_test=False)
+    view.update(status(epochs=[dataclasses.replace(EPOCHS[0], epoch=number) for number in range(1, 101)]))
+    live = drawn(view.draw()).splitlines()
+    assert len(live) < 24 and any(line.split()[:1] == ["100"] for line in live) and "epoch" in live[1]
+    view.ended = True
+    assert sum(line.split()[:1] == [str(i)] for i in range(1, 101) for line in drawn(view.draw()).splitlines()) == 100
+
+
+def test_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["[red]cat", "a:dog:", "[/]ship"]
+    Screen().result(evaluation_report({**EVALUATION, "per_class": dict.fromkeys(names, 0.5)}, names), {})
+    out = capsys.readouterr().out
+    assert all(out.count(name) == 2 for name in names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,10 +17,10 @@ def nothing_left(home: Path) -> bool:
     return not home.exists() or not [path for path in home.iterdir() if path.name.endswith((".pt", ".tmp"))]
 
 
-def refuse(path: Path, message: str, home: Path, **arguments: str) -> None:
+def refuse(path: Path, message: str, home: Path, **arguments: Any) -> None:
     """Check that an import raises DataError with one sentence and leaves nothing behind."""
     with pytest.raises(DataError, match=message) as caught:
-        import_dataset(path, **arguments)  # type: ignore[arg-type]
+        import_dataset(path, **arguments)
     assert "\n" not in str(caught.value)
     assert nothing_left(home)
 

@@ -26,12 +26,10 @@ def test_archive_folder_and_image_files_give_the_same_tensors(
     from_folder = import_dataset(official.folder)
     root = tmp_path / "images"
     for split, part in (("train", from_archive.train), ("test", from_archive.test)):
-        batches = official.facts.train if split == "train" else official.facts.test
-        names = sorted(n for b in batches for n in pickle.loads((official.folder / b).read_bytes())["filenames"])
-        for name, image, label in zip(names, part.images, part.labels.tolist(), strict=True):
+        for number, (image, label) in enumerate(zip(part.images, part.labels.tolist(), strict=True)):
             folder = root / split / f"kind{label}"
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / name)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{-number}.png")
     from_images = import_dataset(root, name="mine")
     for other in (from_folder, from_images):
         assert torch.equal(other.train.images, from_archive.train.images)

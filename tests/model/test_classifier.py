@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import Call, make_folder
@@ -90,6 +92,7 @@ def test_images_that_cannot_be_evaluated(call: Call, run: Path) -> None:
     Path("text.png").write_text("no image")
     Path("empty").mkdir()
     (Path("classes") / "dics").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save("classes/dics/0.png")
     make_folder(Path("pets"))
     for paths, code, message in [
         (["text.png"], 3, "not an image"),
@@ -103,6 +106,109 @@ def test_images_that_cannot_be_evaluated(call: Call, run: Path) -> None:
         done = call("eval", run, *paths)
         assert done.code == code and message in done.err and "Traceback" not in done.err, done.err
         assert len(done.err.splitlines()) == 1
+
+
+def shown(count: int) -> np.ndarray:
+    """The first embedded test images, uint8 (count, 32, 32, 3)."""
+    return load_dataset("shapes").test.images[:count].permute(0, 2, 3, 1).numpy()
+
+
+def test_arrays_with_labels_and_without(call: Call, run: Path) -> None:
+    test = load_dataset("shapes").test
+    classifier = build_classifier(load_checkpoint(run), CPU)
+    expected = float((classifier.logits(test.images[:60]).argmax(1) == test.labels[:60]).float().mean())
+    images, labels = shown(60), test.labels[:60].numpy()
+    np.save("x_test.npy", images.transpose(0, 3, 1, 2))
+    np.save("y_test.npy", labels)
+    np.savez("both.npz", images=images, labels=[classifier.classes[label] for label in labels])
+    np.savez("med.npz", train_images=images[:2], train_labels=labels[:2], test_images=images, test_labels=labels)
+    for paths in (["x_test.npy", "y_test.npy"], ["y_test.npy", "x_test.npy"], ["both.npz"], ["med.npz"]):
+        done = call("eval", run, *paths, "--json")
+        assert done.code == 0, done.err
+        assert done.document["accuracy"] == pytest.approx(expected) and done.document["images"] == 60
+    alone = call("eval", run, "x_test.npy", "--json").document
+    assert alone["accuracy"] is None and [item["file"] for item in alone["predictions"]] == [str(i) for i in range(60)]
+    lines = call("eval", run, "x_test.npy").out.splitlines()
+    assert len(lines) == 51 and lines[-1] == "and 10 more images: --csv FILE writes a row for each."
+
+
+def test_arrays_that_cannot_be_evaluated(call: Call, run: Path) -> None:
+    np.savez("names.npz", images=shown(2), labels=["disc", "dics"])
+    np.savez("numbers.npz", images=shown(2), labels=[0, 10])
+    np.save("x.npy", shown(2))
+    for paths, code, message in [
+        (["names.npz"], 3, "the label dics, which is no class"),
+        (["numbers.npz"], 3, "the label 10, which is no class"),
+        (["x.npy", "names.npz"], 2, "one .npz file, or one .npy file"),
+        (["nowhere.npz"], 3, "no file nowhere.npz"),
+    ]:
+        done = call("eval", run, *paths)
+        assert done.code == code and message in done.err and len(done.err.splitlines()) == 1, done.err
+
+
+def test_a_row_an_image_in_a_csv_file(call: Call, run: Path) -> None:
+    Path("flat, here").mkdir()
+    for number, image in enumerate(shown(3)):
+        Image.fromarray(image).save(f"flat, here/{number}.png")
+    np.save("x.npy", shown(3))
+    make_folder(Path("some"), ("disc", "ring"), count=1)
+    classes = build_classifier(load_checkpoint(run), CPU).classes
+    for path, names in (
+        ("flat, here", [f"flat, here/{number}.png" for number in range(3)]),
+        ("x.npy", ["0", "1", "2"]),
+        ("some", ["some/test/disc/disc_s_000000.png", "some/test/ring/ring_s_000000.png"]),
+    ):
+        done = call("eval", run, path, "--csv", "rows.csv")
+        assert done.code == 0 and f"{len(names)} rows were written to rows.csv." in done.out, done.err
+        with open("rows.csv", newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file))
+        assert header == ["image", "class", *classes] and [row[0] for row in rows] == names
+        for row in rows:
+            values = [float(cell) for cell in row[2:]]
+            assert sum(values) == pytest.approx(1, abs=1e-4) and classes[values.index(max(values))] == row[1]
+    done = call("eval", run, "x.npy", "--csv", "nowhere/rows.csv")
+    assert done.code == 3 and "rows.csv" in done.err and "cannot be written" in done.err
+
+
+def test_every_test_image_in_a_csv_file(call: Call, run: Path) -> None:
+    assert call("eval", run, "--dataset", "shapes", "--csv", "rows.csv").code == 0
+    assert len(Path("rows.csv").read_text(encoding="utf-8").splitlines()) == 2001
+
+
+def test_a_class_without_images_has_no_accuracy(call: Call, run: Path) -> None:
+    make_folder(Path("some"), ("disc", "ring"), count=2)
+    (Path("some") / "test" / "plus").mkdir()
+    per_class = call("eval", run, "some", "--json", "--per-class").document["per_class"]
+    assert {name for name, value in per_class.items() if value is not None} == {"disc", "ring"}
+    lines = call("eval", run, "some", "--per-class").out.splitlines()
+    assert [line.split() for line in lines if "plus" in line][-1] == ["plus", "no", "images"]
+
+
+def test_litter_and_what_else_is_left_out(call: Call, run: Path) -> None:
+    folder = Path("photos")
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("._a.png", "Thumbs.db", ".DS_Store"):
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    Image.new("RGB", (32, 32)).save(folder / "a.png")
+    done = call("eval", run, folder)
+    assert done.code == 0 and "hidden or system files (4, such as" in done.out, done.err
+    given = call("eval", run, "--json", *sorted(path for path in folder.iterdir() if path.is_file()))
+    assert [item["file"] for item in given.document["predictions"]] == ["photos/a.png"]
+    (folder / "more").mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "more" / "b.png")
+    assert call("eval", run, folder).code == 3  # 'more' could be a class, and is none
+
+
+def test_a_photo_is_seen_as_a_person_sees_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    upright = Image.fromarray(np.kron(shown(1)[0], np.ones((4, 4, 1), dtype=np.uint8)))
+    upright.save("upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save("turned.png", exif=exif)
+    upright.convert("RGBA").save("opaque.png")
+    images = EvalSet.from_files([Path("upright.png"), Path("turned.png"), Path("opaque.png")], []).images
+    assert torch.equal(images[0], images[1]) and torch.equal(images[0], images[2])
 
 
 def test_a_png_whose_second_chunk_has_a_wrong_length(call: Call, run: Path) -> None:

@@ -64,4 +64,5 @@ def test_confusion_and_per_class_count_every_image() -> None:
     labels = torch.tensor([0, 1, 2, 2, 1])
     assert confusion(logits, labels) == [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
     assert per_class(logits, labels) == [1.0, 0.5, 0.5]
+    assert per_class(logits[labels != 1], labels[labels != 1])[1] is None
     assert accuracy(logits, labels) == 0.6

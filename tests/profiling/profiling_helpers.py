@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import fastcifar
 from fastcifar.data.store import load_dataset
 from fastcifar.profiling.attribution import NODE, KernelTime, attribute
+from fastcifar.profiling.memory import MemoryUse
 from fastcifar.profiling.op_counter import OpCost
 from fastcifar.profiling.recording import Recording, StepRecord
 from fastcifar.profiling.result import Layer, Profile, compare, summarize
@@ -59,6 +60,8 @@ def assert_adds_up(document: dict[str, Any]) -> None:
     assert document["unattributed_ms"] <= 0.02 * kernel_ms
     for group in ("kernels", "ops", "items"):
         assert sum(item["ms"] for item in document[group]) == pytest.approx(kernel_ms, rel=1e-9)
+    assert sum(layer["activation_bytes"] for layer in layers) == document["activation_bytes"]
+    assert document["activation_bytes"] < document["peak_memory"] and document["held_memory"] < document["peak_memory"]
     for layer in layers:
         for cost in ("flops", "bytes"):
             assert layer[cost] == layer[f"forward_{cost}"] + layer[f"backward_{cost}"]
@@ -178,6 +181,7 @@ def fixed_recording(factor: float = 1.0) -> Recording:
             ("forward", "network"): OpCost(1, 0, 1_048_576),
         },
         outputs={"conv": [64, 8, 32, 32], "act": [64, 8, 32, 32], "network": [64, 8, 32, 32]},
+        memory=MemoryUse({"conv": 786_432, "act": 2_097_152, "loss": 2_560}, held=1_000_000, step=5_242_880),
         steps=[
             StepRecord((0.2 + extra) / 1000, (0.25 + extra) / 1000, kernels),
             StepRecord((0.22 + 1.2 * extra) / 1000, (0.27 + extra) / 1000, scaled(kernels, 1.1)),

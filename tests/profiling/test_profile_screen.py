@@ -61,6 +61,46 @@ def test_every_view_fits_its_width(by: str, width: int) -> None:
         assert all(heading in text for heading in ("forward", "backward", "update", "output", "bound by", "roofline"))
 
 
+def test_memory_is_shown_where_there_is_room_or_it_is_sorted_by() -> None:
+    assert "kept MB" in screen(fixed_document(), 100) and "kept MB" not in screen(fixed_document(), 60)
+    lines = screen(fixed_document(), 60, sort="memory").splitlines()
+    heading = next(line for line in lines if "kept MB" in line)
+    end = heading.index("kept MB") + len("kept MB")
+    names = [line.split()[0] for line in lines if line[:6].strip() in ("conv", "act", "loss")]
+    assert names == ["act", "conv", "loss"], "not sorted by memory"
+    act = next(line for line in lines if line.startswith(" act"))
+    assert act[:end].endswith("2.1") and lines[-2][:end].endswith("2.89")  # MB; all layers and the loss
+    assert "peak 6.24 MB, between steps 1 MB, kept for backward 2.89 MB" in " ".join("".join(lines).split())
+    wide, document = screen(fixed_comparison(), 100), fixed_comparison()
+    assert "kept MB" in wide and "peak of a 6.24 MB, of b 6.24 MB" in wide
+    document["comparison"]["layers"][1]["difference_activation_bytes"] = -524_288
+    assert "-0.524" in screen(document, 100)
+
+
+@pytest.mark.parametrize("width", [40, 100])
+def test_a_document_of_an_earlier_version_is_shown(width: int) -> None:
+    """One without memory."""
+    document, comparison = fixed_document(), fixed_comparison()
+    for each in (document, comparison["a"], comparison["b"]):
+        for key in ("activation_bytes", "held_memory", "peak_memory"):
+            del each[key]
+        for part in each["layers"]:
+            del part["activation_bytes"]
+    for part in comparison["comparison"]["layers"]:
+        for key in [key for key in part if key.endswith("activation_bytes")]:
+            del part[key]
+    text = screen(document, width)
+    assert "conv" in text and "\nmemory" not in text
+    assert "conv" in screen(document, width, sort="memory") and "conv" in screen(comparison, width)
+
+
+def test_a_compiled_module_is_explained() -> None:
+    document = fixed_document()
+    document["layers"][1]["kind"] = "Conv2d (compiled)"
+    assert "What torch.compile compiled is one row" in screen(document, 100)
+    assert "compiled is one row" not in screen(fixed_document(), 100)
+
+
 @pytest.mark.parametrize("width", [40, 80])
 def test_a_comparison_fits_its_width(width: int) -> None:
     text = screen(fixed_comparison(), width)

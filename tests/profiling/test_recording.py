@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import few_shapes
 from profiling_helpers import CPU, fixed_recording, scaled, small_target
 from torch import nn
 
+from fastcifar.profiling.memory import MemoryUse
 from fastcifar.profiling.op_counter import OpCost
 from fastcifar.profiling.recording import StepRecord, mean_step, record
 from fastcifar.profiling.result import summarize
@@ -19,21 +22,30 @@ def test_a_step_that_was_recorded_is_the_step_that_trains() -> None:
     """The ranges and the recording change nothing in what is computed, and leave no hooks behind."""
     plain, recorded = small_target("tiny"), small_target("tiny")
     hooks = [len(module._forward_hooks) for module in recorded.network.modules()]
-    record([recorded], 1)
-    for _ in range(3):  # counted, timed, recorded
+    runs: list[None] = []
+
+    def run() -> None:
+        runs.append(None)
+        recorded.run()
+
+    record([replace(recorded, run=run)], 1)
+    assert len(runs) >= 6
+    for _ in range(len(runs)):  # counted, warmed up, its memory measured, timed, recorded
         plain.run()
     for a, b in zip(plain.network.state_dict().values(), recorded.network.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert [len(module._forward_hooks) for module in recorded.network.modules()] == hooks
 
 
-def test_targets_are_interleaved() -> None:
+def test_targets_are_interleaved(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
+    monkeypatch.setattr("fastcifar.profiling.recording.settle", lambda target: target.run())
     a, b = (
         ProfileTarget(name, nn.Identity(), lambda name=name: log.append(name), 1, CPU, torch.float32) for name in "ab"
     )
     recordings = record([a, b], 3)
-    assert "".join(log) == "ab" + "aabb" + "bbaa" + "aabb"  # counted; then each timed and recorded
+    # Counted, warmed up, memory measured; then each timed and recorded.
+    assert "".join(log) == "ab" + "ab" + "ab" + "aabb" + "bbaa" + "aabb"
     assert [recording.target.name for recording in recordings] == ["a", "b"]
     assert [len(recording.steps) for recording in recordings] == [3, 3]
 
@@ -42,9 +54,11 @@ def test_a_mean_step_is_weighted_by_the_shares_of_its_kinds() -> None:
     one = fixed_recording()
     other = fixed_recording()
     twice = [StepRecord(2 * s.seconds, 2 * s.recorded_seconds, scaled(s.kernels, 2.0)) for s in one.steps]
-    other = type(other)(**{**vars(other), "steps": twice, "costs": {("forward", "conv"): OpCost(6, 400, 40)}})
+    costs = {("forward", "conv"): OpCost(6, 400, 40)}
+    other = replace(other, steps=twice, costs=costs, memory=MemoryUse({"conv": 8}, held=0, step=16))
     mean = mean_step([one, other], [0.25, 0.75])
     assert mean.kinds == 2 and mean.target is other.target
+    assert mean.memory is one.memory, "not that of the kind of step that needs most"
     assert [step.seconds for step in mean.steps] == pytest.approx([1.75 * step.seconds for step in one.steps])
     assert mean.costs["forward", "conv"] == OpCost(5, round(0.25 * 28_311_552 + 300), round(0.25 * 3_932_160 + 30))
     assert mean.costs["backward", "act"] == OpCost(0, 0, round(0.25 * 3_145_728))

@@ -23,6 +23,7 @@ def test_the_figures_of_a_layer() -> None:
     assert conv.gb_per_s == pytest.approx(6_291_456 / (1.05 * 0.082) / 1e6)
     assert conv.bound == "launches"  # 0.008 ms, 0.0006 of arithmetic and 0.0063 of memory
     assert conv.roofline_share == pytest.approx(0.006291456 / (1.05 * 0.082))
+    assert conv.activation_bytes == 786_432
     assert layer_of(result, "network.self").forward_ms == pytest.approx(1.05 * 0.005)
 
 
@@ -32,6 +33,8 @@ def test_the_figures_of_the_step() -> None:
     assert result.step_std_ms == pytest.approx(0.02 / 2**0.5)
     assert result.recorded_step_ms == pytest.approx(0.26)
     assert result.kernel_ms == pytest.approx(1.05 * 0.156) and result.unattributed_ms == pytest.approx(1.05 * 0.006)
+    assert result.activation_bytes == 786_432 + 2_097_152 + 2_560
+    assert (result.held_memory, result.peak_memory) == (1_000_000, 6_242_880)
     assert result.idle_ms == pytest.approx(result.step_ms - result.kernel_ms)
 
 
@@ -54,6 +57,8 @@ def test_two_recipes_are_compared() -> None:
     gone = by_name["group1.squeeze_excite.self"]
     assert gone.b_ms is None and gone.ratio is None and gone.a_ms is not None
     assert gone.difference_ms == pytest.approx(-gone.a_ms)
+    assert gone.b_activation_bytes is None and gone.a_activation_bytes is not None
+    assert gone.difference_activation_bytes == -gone.a_activation_bytes < 0
     assert comparison.ci95 is not None and comparison.ci95[0] <= comparison.step_ratio <= comparison.ci95[1]
 
 

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from random import Random
 from typing import BinaryIO
 
 import pytest
 import torch
 
-from fastcifar.errors import DataError
-from fastcifar.system.files import Locked, check_writable, home_lock, load_tensors, lock, save_tensors, write_atomically
+from fastcifar.errors import DataError, FastcifarWarning
+from fastcifar.system import files
+from fastcifar.system.files import (
+    Locked,
+    check_writable,
+    home,
+    home_lock,
+    load_tensors,
+    lock,
+    save_tensors,
+    write_atomically,
+)
 
 TREE = {"x": torch.zeros(100_000)}
 
@@ -117,6 +131,75 @@ def test_a_small_disk_that_is_full(tmp_path: Path) -> None:
         subprocess.run(["umount", small], check=True)
 
 
+SAVE_FOREVER = """
+import signal, sys
+from pathlib import Path
+import torch
+from fastcifar.errors import DataError
+from fastcifar.system.files import save_tensors
+path, size = Path(sys.argv[1]), int(sys.argv[2])
+tree = {str(number): torch.ones(size) for number in range(6_000_000 // size)}
+signal.signal(signal.SIGINT, signal.default_int_handler)
+for _ in iter(int, 1):
+    try:
+        save_tensors(path, "test", tree)
+        print("saved", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    except DataError as error:
+        print(error, flush=True)
+"""
+
+
+@pytest.mark.parametrize("size", [6_000_000, 60_000], ids=["one large tensor", "many tensors"])
+def test_ctrl_c_while_tensors_are_written_is_never_a_full_disk(size: int, tmp_path: Path) -> None:
+    random = Random(size)
+    path = tmp_path / "x.pt"
+    command = [sys.executable, "-c", SAVE_FOREVER, path, str(size)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "saved\n"
+        begin = time.monotonic()
+        assert process.stdout.readline() == "saved\n"
+        duration = time.monotonic() - begin
+        for _ in range(12):
+            time.sleep(duration * random.random())
+            process.send_signal(signal.SIGINT)
+            while (line := process.stdout.readline()) == "saved\n":
+                pass
+            assert line == "interrupted\n"
+            assert len(load_tensors(path, "test")) == 2 + 6_000_000 // size
+        process.kill()
+
+
+@pytest.mark.parametrize("content", ["tensors", "bytes"])
+def test_a_limit_on_the_size_of_files_is_no_full_disk(content: str, tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "x"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match="cannot be written: File too large; raise the limit .*ulimit -f") as caught:
+            if content == "tensors":
+                save_tensors(path, "test", TREE)
+            else:
+                write_atomically(path, lambda file: file.write(bytes(400_000)))
+        assert "room" not in str(caught.value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(tmp_path) == []
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 300)
+    for work in (check_writable, lambda path: save_tensors(path, "test", TREE)):
+        with pytest.raises(DataError, match="cannot be written: File name too long; choose another place"):
+            work(path)
+    with pytest.raises(DataError, match="cannot be read: File name too long"):
+        load_tensors(path, "test")
+    with pytest.raises(DataError, match="cannot be written: File name too long"), lock(path, wait=True):
+        pass
+
+
 def test_whether_a_file_could_be_written(tmp_path: Path) -> None:
     check_writable(tmp_path / "x")
     assert names(tmp_path) == []
@@ -143,16 +226,39 @@ with lock(Path(sys.argv[1]), wait=True):
 """
 
 
-def hold(path: Path, seconds: float) -> subprocess.Popen[str]:
+TRY = """
+import sys
+from pathlib import Path
+from fastcifar.system.files import lock
+with lock(Path(sys.argv[1]), wait=False):
+    pass
+"""
+COUNT = """
+import sys, time
+from pathlib import Path
+from fastcifar.system.files import lock
+number = Path(sys.argv[2])
+for _ in range(10):
+    with lock(Path(sys.argv[1]), wait=True):
+        value = int(number.read_text())
+        time.sleep(0.002)
+        number.write_text(str(value + 1))
+"""
+
+
+def hold(
+    path: Path, seconds: float, environment: dict[str, str] | None = None, stderr: int | None = None
+) -> subprocess.Popen[str]:
     """A process that holds the lock, once this returns."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, path, str(seconds)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", HOLD, path, str(seconds)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, env=environment, text=True)
     assert process.stdout is not None and process.stdout.readline() == "held\n"
     return process
 
 
 def test_a_lock_is_held_by_one_process_and_freed_when_it_dies(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
-    with hold(path, 600) as process:
+    with hold(path, 20) as process:
         with pytest.raises(Locked, match=".lock is locked by another process"), lock(path, wait=False):
             pytest.fail("two hold the lock")
         process.kill()
@@ -207,17 +313,127 @@ def test_a_lock_that_cannot_be_written(tmp_path: Path, no_home: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP])
-def test_a_file_system_without_flock(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_a_lock_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "SILENT_WAIT", 0.1)
+    path = tmp_path / ".lock"
+    said = "lock is locked by another process: waiting for it"
+    with hold(path, 1) as process, pytest.warns(FastcifarWarning, match=said), lock(path, wait=True):
+        assert process.wait() == 0
+
+
+NO_FLOCK = """
+#include <errno.h>
+int flock(int file, int operation) { errno = NUMBER; return -1; }
+"""
+
+
+@pytest.fixture(params=["ENOSYS", "ENOLCK", "EOPNOTSUPP"])
+def no_flock(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of processes for which flock fails as on file systems that have none."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("there is no C compiler, or no LD_PRELOAD")
+    library = tmp_path_factory.mktemp("flock") / "flock.so"
+    command = [compiler, "-shared", "-fPIC", f"-DNUMBER={request.param}", "-x", "c", "-", "-o", library]
+    subprocess.run(command, input=NO_FLOCK.encode(), check=True)
+    return {**os.environ, "LD_PRELOAD": str(library)}
+
+
+def test_a_file_system_without_flock(no_flock: dict[str, str], tmp_path: Path) -> None:
+    path, marker = tmp_path / ".lock", tmp_path / ".lock.soft"
+    with hold(path, 20, no_flock, subprocess.PIPE) as process:
+        assert names(tmp_path) == [".lock", ".lock.soft"]
+        other = subprocess.run([sys.executable, "-c", TRY, path], env=no_flock, capture_output=True, text=True)
+        assert (
+            f"Locked: {path} is locked by another process, or by one that ended without removing {marker}."
+            in other.stderr
+        )
+        process.kill()
+        assert process.stderr is not None
+        assert process.stderr.read().count(f"The file system of {tmp_path} has no locks: a file beside each") == 1
+    with hold(path, 0, no_flock) as process:  # the marker of a dead process is nobody's
+        assert process.wait() == 0
+    assert names(tmp_path) == [".lock"]
+
+
+def test_many_processes_without_flock_are_in_one_at_a_time(no_flock: dict[str, str], tmp_path: Path) -> None:
+    number = tmp_path / "number"
+    number.write_text("0")
+    workers = [
+        subprocess.Popen([sys.executable, "-c", COUNT, tmp_path / ".lock", number], env=no_flock) for _ in "1234"
+    ]
+    assert [worker.wait() for worker in workers] == [0] * 4
+    assert number.read_text() == "40"
+
+
+def test_other_errors_of_flock_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fcntl = pytest.importorskip("fcntl")
 
     def refuse(file: object, operation: int) -> None:
-        raise OSError(number, "not here")
+        raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with lock(tmp_path / ".lock", wait=False):
-        with pytest.raises(Locked), lock(tmp_path / ".lock", wait=False):
-            pytest.fail("two hold the lock")
-        assert names(tmp_path) == [".lock", ".lock.soft"]
-    assert ".lock.soft" not in names(tmp_path)
-    assert count_together(tmp_path / ".lock", threads=2, times=5) == 10
+    with pytest.raises(DataError, match="cannot be written: Input/output error"), lock(tmp_path / ".lock", wait=True):
+        pass
+
+
+# ------------------------------------------------------------------------------------------------------ no home
+
+HOME = ("-c", "from fastcifar.system.files import home; print(home()); home()")
+# A user id that the system does not know; it may read everything, so that it finds Python wherever that is installed.
+STRANGER = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups")
+READER = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+
+
+def homeless(tmp_path: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python as an unknown user without a home, with temporary files in `tmp`."""
+    command = [*STRANGER, *READER, sys.executable]
+    if shutil.which("setpriv") is None or subprocess.run([*command, "-c", ""], capture_output=True).returncode:
+        pytest.skip("this user cannot become another one")
+    folder = tmp_path / "tmp"
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o777)
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "OMP_NUM_THREADS") if name in os.environ}
+    environment = {**kept, "TMPDIR": str(folder), **variables}
+    return subprocess.run([*command, *arguments], env=environment, cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("variables", [{}, {"HOME": "/proc/nowhere"}, {"HOME": "/"}, {"XDG_CACHE_HOME": "relative"}])
+def test_a_user_without_a_home_gets_a_folder_with_a_sentence(variables: dict[str, str], tmp_path: Path) -> None:
+    done = homeless(tmp_path, *HOME, **variables)
+    folder = tmp_path / "tmp" / "fastcifar-54321"
+    assert done.stdout == f"{folder}\n", done.stderr
+    assert done.stderr.count(f"datasets are kept in {folder}; set FASTCIFAR_HOME to a folder of yours.") == 1
+    assert "Traceback" not in done.stderr and folder.stat().st_mode & 0o777 == 0o700
+    assert homeless(tmp_path, *HOME, **variables).stdout == f"{folder}\n"
+
+
+def test_a_folder_that_somebody_else_prepared_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp" / "fastcifar-54321").symlink_to(tmp_path)
+    done = homeless(tmp_path, *HOME)
+    assert "DataError" in done.stderr and "belongs to somebody else, or others can write to it; set FAST" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("chosen", "reason"),
+    [
+        ("~nobody-of-this-name/x", "~nobody-of-this-name is no home folder here; give the path in full"),
+        ("n" * 300, "File name too long; set FASTCIFAR_HOME"),
+        ("/proc/nowhere", "cannot be used: .*; set FASTCIFAR_HOME"),
+    ],
+)
+def test_a_chosen_home_that_cannot_be(chosen: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCIFAR_HOME", chosen)
+    with pytest.raises(DataError, match=reason):
+        home()
+
+
+def test_the_users_cache_folder_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTCIFAR_HOME")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("XDG_CACHE_HOME", "not/absolute")
+    assert home() == tmp_path / "user" / ".cache" / "fastcifar"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert home() == tmp_path / "cache" / "fastcifar"

@@ -86,7 +86,7 @@ def test_a_real_quota_limits_the_threads(group: Path) -> None:
     (group / file).write_text(quota)
     enter = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group), sys.executable, "-c", CODE]
     done = subprocess.run(enter, capture_output=True, text=True, check=True)
-    expected = "1;a CPU quota of 1 processors" if CPUS > 1 else "1;"
+    expected = "1;a CPU quota of 1 processor" if CPUS > 1 else "1;"
     assert done.stdout.strip() == expected
 
 

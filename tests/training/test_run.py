@@ -27,7 +27,7 @@ SHORTEST = [part for each in (*SHORT, "training.epochs=0.1") for part in ("--set
 
 def test_train_says_what_it_is_judged_on(call: Call) -> None:
     done = call("train", "tiny", "--dataset", "shapes", *SHORTEST, "--set", "data.holdout=300", "--out", "a", "--json")
-    assert done.code == 0 and "300 training images held out" in done.err
+    assert done.code == 0 and "300 held-out training images" in done.err
     assert round(done.document["accuracy"] * 300, 6).is_integer() and not done.document["published_dataset"]
 
 

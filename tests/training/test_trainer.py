@@ -137,6 +137,7 @@ def test_images_grow_within_a_run(dataset: Dataset) -> None:
     assert seen[: 2 * half] == [16] * half + [32] * half and set(seen[2 * half :]) == {32}  # views are of full size
 
 
+@pytest.mark.slow
 def test_the_real_images_can_be_learned(cifar10_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A narrow network on 10,000 real images: far above the 10 % of chance within seconds."""
     monkeypatch.setenv("FASTCIFAR_HOME", str(cifar10_home))

@@ -1,4 +1,4 @@
-"""The tables of `profile`, drawn from its JSON document: by layer, kernel, operator and phase, and of two profiles.
+"""The tables of `profile`, drawn from its JSON document: by layer, kernel, operator and phase.
 
 A table has as many columns as the width allows; `--json` holds the rest. Nothing here loads torch, so that `report` can
 show a stored document at once.
@@ -6,20 +6,21 @@ show a stored document at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fastcifar.cli.display.figures import bar, megabytes, ms, number, percent, shorten
+from fastcifar.cli.display.profile_comparison import comparison_report
 from fastcifar.cli.display.screen import facts
 from fastcifar.cli.display.table import Cells, Column, column_width, fitted_table, render_cells
 
 Record = Mapping[str, Any]  # a part of the document
 
-BAR = 10  # characters of a bar of 100 %
 GROUPS = 20  # kernels or operators shown by default
 BOUND_COLORS = {"arithmetic": "green", "memory": "blue", "launches": "yellow"}
 SORT_KEYS = {
@@ -30,6 +31,7 @@ SORT_KEYS = {
     "flops": "flops",
     "bytes": "bytes",
     "kernels": "kernels",
+    "memory": "activation_bytes",
     "roofline": "roofline_share",
 }
 
@@ -52,13 +54,20 @@ def report_from_document(
     parts: list[RenderableType] = [header(document)]
     if by == "layer":
         parts.append(layer_table(document, width, sort, depth, top))
-        if width >= 72 and any(layer["optimizer_shared"] for layer in document["layers"]):
-            parts.append(Text("~ a share, by size, of kernels that update several layers", "dim"))
+        parts += [Text(note, "dim") for note in layer_notes(document, width)]
     elif by == "phase":
         parts.append(phase_table(document, width))
     else:
         parts.append(group_table(document, by, width, top))
     return Group(*parts)
+
+
+def layer_notes(document: Record, width: int) -> Iterator[str]:
+    """What the table of layers does not say itself."""
+    if width >= 72 and any(layer["optimizer_shared"] for layer in document["layers"]):
+        yield "~ a share, by size, of kernels that update several layers"
+    if any(layer["kind"].endswith("(compiled)") for layer in document["layers"]):
+        yield "What torch.compile compiled is one row: its kernels do the work of several layers."
 
 
 def header(document: Record) -> Table:
@@ -77,6 +86,7 @@ def header(document: Record) -> Table:
             ("device", document["device"]),
             ("step", f"{ms(step)} ms ± {ms(document['step_std_ms'])} (mean ± standard deviation of {steps})"),
             ("kernel time", f"{ms(kernel)} ms; {percent(unattributed, 2)} unattributed"),
+            *memory_facts(document),
             ("overhead", f"{ms(recorded - step)} ms a recorded step" if recorded > step else "less than the deviation"),
             (
                 "ceilings",
@@ -85,6 +95,16 @@ def header(document: Record) -> Table:
             ),
         ]
     )
+
+
+def memory_facts(document: Record) -> list[tuple[str, str]]:
+    """The memory of the step, where the document has it (those of earlier versions do not)."""
+    peak = document.get("peak_memory")
+    if peak is None:
+        return []
+    held, kept = document["held_memory"], document["activation_bytes"]
+    parts = {"peak": peak, "between steps": held, "kept for backward": kept}
+    return [("memory", ", ".join(f"{name} {megabytes(size)} MB" for name, size in parts.items()))]
 
 
 # -------------------------------------------------------------------------------------------------------------- layers
@@ -99,8 +119,8 @@ class LayerRow:
     layers: list[Record]
 
     def sum(self, key: str) -> float:
-        """The sum of one field over the layers."""
-        return float(sum(layer[key] for layer in self.layers))
+        """The sum of one field over the layers; documents of earlier versions lack some."""
+        return float(sum(layer.get(key, 0) for layer in self.layers))
 
     @property
     def passes_ms(self) -> float:
@@ -170,33 +190,38 @@ def rate_cell(row: LayerRow, key: str, scale: float) -> str:
 
 LAYER_COLUMNS = (
     Column("layer", "layer", 0, lambda row: row.label, "left"),
-    Column("ms", "ms", 0, lambda row: ms(row.sum("total_ms"))),
-    Column("std", "±", 7, lambda row: ms(row.layer["total_std_ms"]) if row.layer else ""),
+    Column("total", "ms", 0, lambda row: ms(row.sum("total_ms"))),
+    Column("std", "±", 8, lambda row: ms(row.layer["total_std_ms"]) if row.layer else ""),
     Column("forward", "forward", 2, lambda row: ms(row.sum("forward_ms"))),
     Column("backward", "backward", 3, lambda row: ms(row.sum("backward_ms"))),
-    Column("update", "update", 4, update_cell),
+    Column("optimizer", "update", 4, update_cell),
     Column("share", "share", 1, lambda row: percent(row.sum("share"))),
     Column("bar", "", 5, lambda row: Text(bar(row.sum("share")), "cyan"), "left"),
     Column("output", "output", 6, output_cell),
-    Column("parameters", "parameters", 15, lambda row: nonzero(row.sum("parameters"), "{:,.0f}".format)),
-    Column("kernels", "kernels", 14, lambda row: nonzero(row.sum("kernels"), "{:,.0f}".format)),
-    Column("flops", "GFLOP", 10, lambda row: nonzero(row.sum("flops") / 1e9, number)),
-    Column("bytes", "MB", 11, lambda row: nonzero(row.sum("bytes") / 1e6, number)),
-    Column("tflops", "TFLOP/s", 12, lambda row: rate_cell(row, "flops", 1e9)),
-    Column("gb_per_s", "GB/s", 13, lambda row: rate_cell(row, "bytes", 1e6)),
-    Column("bound", "bound by", 8, bound_cell, "left"),
-    Column("roofline", "roofline", 9, lambda row: nonzero(row.roofline_share, lambda share: percent(share, 0))),
+    Column("memory", "kept MB", 7, lambda row: nonzero(row.sum("activation_bytes"), megabytes)),
+    Column("parameters", "parameters", 16, lambda row: nonzero(row.sum("parameters"), "{:,.0f}".format)),
+    Column("kernels", "kernels", 15, lambda row: nonzero(row.sum("kernels"), "{:,.0f}".format)),
+    Column("flops", "GFLOP", 11, lambda row: nonzero(row.sum("flops") / 1e9, number)),
+    Column("bytes", "MB", 12, lambda row: nonzero(row.sum("bytes"), megabytes)),
+    Column("tflops", "TFLOP/s", 13, lambda row: rate_cell(row, "flops", 1e9)),
+    Column("gb_per_s", "GB/s", 14, lambda row: rate_cell(row, "bytes", 1e6)),
+    Column("bound", "bound by", 9, bound_cell, "left"),
+    Column("roofline", "roofline", 10, lambda row: nonzero(row.roofline_share, lambda share: percent(share, 0))),
 )
 
 
 def layer_table(document: Record, width: int, sort: str, depth: int | None, top: int) -> Table:
-    """What each layer costs; below, what belongs to no layer, so that the column adds up to the step."""
+    """What each layer costs; below, what belongs to no layer, so that the column adds up to the step.
+
+    The column that the rows are sorted by comes before all others where there is little room.
+    """
     rows = layer_rows(document["layers"], sort, depth)
     shown = rows[: top or None]
-    lines = [render_cells(LAYER_COLUMNS, row) for row in shown]
+    columns = [replace(column, rank=0) if column.key == sort else column for column in LAYER_COLUMNS]
+    lines = [render_cells(columns, row) for row in shown]
     if len(shown) < len(rows):
         lines.append({"layer": f"… {len(rows) - len(shown)} more"})
-    return fitted_table(LAYER_COLUMNS, [*lines, {}, *other_lines(document), {}, step_line(document)], width)
+    return fitted_table(columns, [*lines, {}, *other_lines(document), {}, step_line(document)], width)
 
 
 def other_lines(document: Record) -> list[Cells]:
@@ -210,7 +235,7 @@ def other_lines(document: Record) -> list[Cells]:
         "idle": document["idle_ms"],
     }
     return [
-        {"layer": name, "ms": ms(time), "share": percent(time / whole), "bar": Text(bar(time / whole), "cyan")}
+        {"layer": name, "total": ms(time), "share": percent(time / whole), "bar": Text(bar(time / whole), "cyan")}
         for name, time in others.items()
         if time > 5e-4 or name in ("unattributed", "idle")
     ]
@@ -219,9 +244,13 @@ def other_lines(document: Record) -> list[Cells]:
 def step_line(document: Record) -> Cells:
     """The whole step."""
     phases = document["phases"]
-    forward, backward, update = (ms(phases[name]) for name in ("forward", "backward", "optimizer"))
-    whole = ms(whole_ms(document))
-    return {"layer": "step", "ms": whole, "share": "100 %", "forward": forward, "backward": backward, "update": update}
+    return {
+        "layer": "step",
+        "total": ms(whole_ms(document)),
+        "share": "100 %",
+        **{name: ms(phases[name]) for name in ("forward", "backward", "optimizer")},
+        "memory": nonzero(document.get("activation_bytes", 0), megabytes),
+    }
 
 
 def whole_ms(document: Record) -> float:
@@ -229,7 +258,7 @@ def whole_ms(document: Record) -> float:
     return float(document["kernel_ms"] + document["idle_ms"])
 
 
-# ------------------------------------------------------------------------------------- kernels, operators, phases, --vs
+# ------------------------------------------------------------------------------------------- kernels, operators, phases
 
 
 def group_table(document: Record, by: str, width: int, top: int) -> Table:
@@ -272,99 +301,3 @@ def phase_table(document: Record, width: int) -> Table:
     parts = {**document["phases"], "unattributed": document["unattributed_ms"], "idle": document["idle_ms"]}
     lines = [render_cells(columns, part) for part in parts.items()]
     return fitted_table(columns, [*lines, {}, {"phase": "step", "ms": ms(whole), "share": "100 %"}], width)
-
-
-COMPARISON_COLUMNS = (
-    Column("layer", "layer", 0, lambda item: item["name"], "left"),
-    Column("a", "a ms", 1, lambda item: "" if item["a_ms"] is None else ms(item["a_ms"])),
-    Column("b", "b ms", 2, lambda item: "" if item["b_ms"] is None else ms(item["b_ms"])),
-    Column("difference", "b - a", 0, lambda item: difference_cell(item)),
-    Column("interval", "95 % interval", 4, lambda item: interval(item["ci95"])),
-    Column("ratio", "b / a", 3, lambda item: "" if item["ratio"] is None else f"{item['ratio']:.2f}"),
-)
-
-
-def comparison_report(document: Record, width: int, top: int) -> RenderableType:
-    """Two profiles: b minus a and b over a, for each layer and the whole step."""
-    a, b, comparison = document["a"], document["b"], document["comparison"]
-    layers, ratio = comparison["layers"], comparison["step_ratio"]
-    if top:
-        layers = sorted(layers, key=lambda item: -abs(item["difference_ms"]))
-    lines = [render_cells(COMPARISON_COLUMNS, item) for item in layers[: top or None]]
-    if len(lines) < len(layers):
-        lines.append({"layer": f"… {len(layers) - len(lines)} more"})
-    step: Cells = {"layer": "step", "a": ms(a["step_ms"]), "b": ms(b["step_ms"]), "ratio": f"{ratio:.2f}"}
-    step["difference"] = signed(b["step_ms"] - a["step_ms"])
-    ci95 = comparison["ci95"]
-    between = f" (95 % interval {ci95[0]:.3f} to {ci95[1]:.3f})" if ci95 else ""
-    summary = facts(
-        [
-            ("a", side_summary(a)),
-            ("b", side_summary(b)),
-            ("on", f"{document['dataset']}, {document['device']}; {a['steps']} steps of each, interleaved"),
-            ("b over a", f"{ratio:.3f}{between}: {conclusion(ratio, ci95)}"),
-        ]
-    )
-    return Group(summary, fitted_table(COMPARISON_COLUMNS, [*lines, {}, step], width))
-
-
-def side_summary(side: Record) -> str:
-    """One of two profiles in a line."""
-    return (
-        f"{side['recipe']}, {side['batch']} images a step, {side['engine']} engine, "
-        f"kernels {ms(side['kernel_ms'])} ms of {ms(side['step_ms'])} ms"
-    )
-
-
-def conclusion(ratio: float, ci95: Sequence[float] | None) -> str:
-    """What the ratio of two steps says."""
-    if ci95 is None or ci95[0] <= 1 <= ci95[1]:
-        return "no significant difference; more --steps narrow the interval"
-    return f"b takes {100 * abs(ratio - 1):.1f} % {'more' if ratio > 1 else 'less'} time a step"
-
-
-def difference_cell(item: Record) -> Text:
-    """The difference of a layer, coloured where its interval excludes zero."""
-    clear = item["ci95"] is not None and (item["ci95"][0] > 0 or item["ci95"][1] < 0)
-    return Text(signed(item["difference_ms"]), ("red" if item["difference_ms"] > 0 else "green") if clear else "")
-
-
-# ------------------------------------------------------------------------------------------------------------- figures
-
-
-def ms(value: float) -> str:
-    """Milliseconds with about three significant digits."""
-    if value >= 99.95:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}" if value >= 0.0995 else f"{value:.3f}"
-
-
-def number(value: float) -> str:
-    """Three significant digits, without an exponent."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.3g}"
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """A fraction of one in percent."""
-    return f"{100 * share:.{digits}f} %"
-
-
-def signed(value: float) -> str:
-    """Milliseconds with their sign."""
-    return f"{'-' if value < 0 else '+'}{ms(abs(value))}"
-
-
-def interval(bounds: Sequence[float] | None) -> str:
-    """A confidence interval, milliseconds."""
-    return "" if bounds is None else f"{signed(bounds[0])} to {signed(bounds[1])}"
-
-
-def bar(share: float, width: int = BAR) -> str:
-    """A bar in eighths of a character."""
-    eighths = round(max(0.0, min(1.0, share)) * width * 8)
-    return "█" * (eighths // 8) + (" ▏▎▍▌▋▊▉"[eighths % 8] if eighths % 8 else "")
-
-
-def shorten(name: str, width: int) -> str:
-    """A long kernel's name with its middle left out."""
-    return name if len(name) <= width else f"{name[: width * 2 // 3]}…{name[-(width // 3 - 1) :]}"

@@ -24,5 +24,5 @@ def results(recipe: dict[str, Any]) -> str:
         count = f"{recipe['runs']:,} run{'' if recipe['runs'] == 1 else 's'}"
         parts.append(f"{100 * recipe['accuracy']:.2f} %{interval} in {count}")
     if recipe["flops"] is not None:
-        parts.append(f"{recipe['flops']:.3g} FLOPs")
+        parts.append(f"{recipe['flops']:.2e} FLOPs")
     return ", ".join(parts)

@@ -29,7 +29,14 @@ class PipeConsole(Console):
     """A console for which it is no error that the reader of a pipe leaves, as `head` does."""
 
     def on_broken_pipe(self) -> None:
-        """Exit with code 0, where Rich exits with 1; in the thread of a view only that thread ends."""
+        """Exit with code 0, where Rich exits with 1; in the thread of a view only that thread ends.
+
+        Where standard error has lost its reader the work goes on without it: the result goes to standard output.
+        """
+        if self.stderr:
+            self.quiet = True
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+            return
         sys.stdout = None
         raise SystemExit(OK)
 
@@ -47,24 +54,38 @@ class Screen:
         stream = sys.stderr if as_json else sys.stdout
         piped = stream is None or not stream.isatty()
         width = PIPE_WIDTH if piped and "COLUMNS" not in os.environ else None
-        self.console = PipeConsole(stderr=as_json, highlight=False, soft_wrap=piped, width=width)
+        self.console = PipeConsole(
+            stderr=as_json,
+            highlight=False,
+            soft_wrap=piped,
+            width=width,
+            markup=False,  # names of classes, files and recipes may have brackets and colons
+            emoji=False,
+        )
+        # Rich takes a pipe for a terminal where FORCE_COLOR is set: colours are wanted there, moving the cursor is not.
+        self.animated = not piped and self.console.is_terminal and not self.console.is_dumb_terminal
 
     def note(self, text: str) -> None:
         """Print a line about progress, unless quiet."""
         if not self.quiet:
-            self.console.print(text, markup=False)
+            self.console.print(text)
 
     def warn(self, text: str) -> None:
-        """Print a warning to standard error, even if quiet."""
-        console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        """Print a warning to standard error, even if quiet: the result, or its times, may not be what they seem."""
+        console = PipeConsole(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
         console.print(Text(f"Warning: {text}", style="yellow"))
+
+    def advise(self, text: str) -> None:
+        """Print to standard error, unless quiet, a warning that changes nothing about the result."""
+        if not self.quiet:
+            self.warn(text)
 
     def result(self, renderable: RenderableType, document: dict[str, Any] | list[Any]) -> None:
         """Print the result of a command: the document as JSON, or the renderable."""
         if self.as_json:
             print(json.dumps(document, indent=2), flush=True)
         elif isinstance(renderable, str):
-            self.console.print(renderable, markup=False, soft_wrap=True)  # may go to a file: no line is broken
+            self.console.print(renderable, soft_wrap=True)  # may go to a file: no line is broken
         else:
             self.console.print(renderable)
 
@@ -104,6 +125,7 @@ class View:
     def __init__(self, screen: Screen) -> None:
         self.screen = screen
         self.console = screen.console
+        self.ended = False  # whether the block is over: what is drawn then stays, and may be longer than the window
         self._live: Live | None = None
         self._printer = threading.Thread(target=self._print_lines, daemon=True)
         self._stop = threading.Event()
@@ -118,9 +140,14 @@ class View:
 
     def __enter__(self) -> Self:
         if not self.screen.quiet:
-            if self.console.is_terminal:
+            if self.screen.animated:
                 self._live = Live(get_renderable=self.draw, console=self.console, refresh_per_second=1 / PERIOD)
-                self._live.start()
+                try:
+                    self._live.start()
+                except BaseException:  # interrupted half-way: `__exit__` will not be called
+                    self.console.show_cursor(True)  # first: stopping what has half started may fail
+                    self._live.stop()
+                    raise
             else:
                 self._printer.start()
         return self
@@ -128,6 +155,7 @@ class View:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.ended = True
         if self._live is not None:
             self._live.stop()  # draws once more
         self._stop.set()
@@ -140,7 +168,7 @@ class View:
         while not stopped:
             stopped = self._stop.wait(PERIOD)
             for line in self.lines():
-                self.console.print(line, markup=False)
+                self.console.print(line)
 
 
 def facts(rows: Iterable[tuple[str, str]]) -> Table:

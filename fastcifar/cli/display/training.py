@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from fastcifar.training.trainer import Epoch, Status
 
 
+text_column = partial(TextColumn, markup=False)
+ROWS_BESIDE = 6  # rows of a window that the heading, the bar and what surrounds them take beside the epochs
+
+
 class TrainView(View):
     """A row for each epoch, and a progress bar over the steps with the time left."""
 
@@ -37,9 +42,9 @@ class TrainView(View):
         self.with_test = with_test
         self.status: Status | None = None
         self.printed = 0
-        texts = (TextColumn("{task.fields[loss]}"), TextColumn("{task.fields[left]}"))
-        steps = (BarColumn(20), TextColumn("step"), MofNCompleteColumn(" of "))
-        self.bar = Progress(TextColumn("{task.description}"), *steps, *texts, console=self.console, auto_refresh=False)
+        texts = (text_column("{task.fields[loss]}"), text_column("{task.fields[left]}"))
+        steps = (BarColumn(20), text_column("step"), MofNCompleteColumn(" of "))
+        self.bar = Progress(text_column("{task.description}"), *steps, *texts, console=self.console, auto_refresh=False)
         self.task = self.bar.add_task("starting", total=None, loss="", left="")
 
     def update(self, status: Status) -> None:
@@ -68,7 +73,8 @@ class TrainView(View):
         for heading in self.headings():
             table.add_column(heading, justify="right")
         if (status := self.status) is not None:
-            for epoch in list(status.epochs):
+            fitting = 0 if self.ended else max(1, self.console.height - ROWS_BESIDE)
+            for epoch in list(status.epochs)[-fitting:]:
                 table.add_row(*self.row(epoch))
             training, left = status.stage == "training", status.seconds_left()
             self.bar.update(
@@ -101,7 +107,7 @@ class ProgressView(View):
         self.printed: set[str] = set()
         self.tasks: dict[str, TaskID] = {}
         byte_columns = (DownloadColumn(), TransferSpeedColumn())
-        text = TextColumn("{task.description}")
+        text = text_column("{task.description}")
         self.bytes = Progress(text, BarColumn(28), *byte_columns, console=self.console, auto_refresh=False)
         self.items = Progress(text, BarColumn(28), MofNCompleteColumn(), console=self.console, auto_refresh=False)
 
@@ -139,6 +145,7 @@ def summary_from_document(document: dict[str, Any]) -> Table:
     )
     parts = f"(epochs {duration(document['epochs_s'])}, evaluation {duration(document['eval_s'])})"
     run = f"{document['recipe']}, {document['dataset']}, seed {document['seed']}, {document['engine']} engine"
+    limit = f", limited by {document['threads_limited_by']}" if document.get("threads_limited_by") else ""
     rows = [
         ("accuracy", accuracy),
         ("evaluated on", document["accuracy_on"]),
@@ -147,7 +154,7 @@ def summary_from_document(document: dict[str, Any]) -> Table:
         ("speed", f"{document['tflops_per_s']:.3g} TFLOP/s over {document['flops']:.3g} FLOPs"),
         ("peak memory", size(document["peak_memory"])),
         ("run", run),
-        ("machine", f"{document['device']}; fastcifar {document['version']}, torch {document['torch']}"),
+        ("machine", f"{document['device']}{limit}; fastcifar {document['version']}, torch {document['torch']}"),
         ("run folder", str(Path(document["checkpoint"]).parent)),
     ]
     return facts(rows)
@@ -160,12 +167,14 @@ def evaluation_report(found: dict[str, Any], classes: list[str]) -> RenderableTy
         views = f"test-time augmentation: {found['tta']}"
         parts.append(facts([("accuracy", f"{percent(found['accuracy'])} of {found['images']:,} images ({views})")]))
     if "per_class" in found:
-        parts.append(facts((name, percent(value)) for name, value in found["per_class"].items()))
+        parts.append(facts((name, percent(value) or "no images") for name, value in found["per_class"].items()))
     if "confusion" in found:
         parts.append(confusion_table(found["confusion"], classes))
     for prediction in found.get("predictions", ()):
         likely = ", ".join(f"{item['class']} {100 * item['probability']:.1f} %" for item in prediction["classes"])
         parts.append(Text(f"{prediction['file']}: {likely}"))
+    if more := found["images"] - len(found.get("predictions", ())) if found["accuracy"] is None else 0:
+        parts.append(Text(f"and {more:,} more images: --csv FILE writes a row for each."))
     return Group(*parts)
 
 

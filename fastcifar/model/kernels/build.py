@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastcifar.errors import FastcifarError, MachineError
+from fastcifar.errors import FastcifarError, FastcifarWarning, MachineError
 from fastcifar.system import files
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
@@ -70,7 +70,7 @@ def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 
 def warn_not_kept(error: OSError) -> None:
     """Say that compiled code is compiled again each time, and why."""
-    warnings.warn(f"Compiled kernels are not kept: {error}", stacklevel=2)
+    warnings.warn(f"Compiled kernels are not kept: {error}", FastcifarWarning, stacklevel=2)
 
 
 def private_folder() -> Path:
