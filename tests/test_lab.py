@@ -149,20 +149,3 @@ def test_a_network_and_an_optimizer_of_ones_own(call: Call, tmp_path: Path) -> N
     assert refused.code == 3 and "'mine:Net'" in refused.err and "never run" in refused.err
     profiled = call("profile", "mine.toml", *arguments, "--batch", "8", "--steps", "2")
     assert [layer["kind"] for layer in profiled.document["layers"]][-3:] == ["ReLU", "Linear", "loss"]
-
-
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ("network.factory=mine", "module:name"),
-        ("network.factory='nowhere_at_all:Net'", "no module 'nowhere_at_all'"),
-        ("network.factory='mine:Nett'", "has no 'Nett'"),
-        ("network.factory='mine:number'", "no class or function"),
-        ("network.factory='mine:nothing'", "no nn.Module"),
-        ("optimizer.factory='mine:nothing'", "no torch.optim.Optimizer"),
-    ],
-)
-def test_code_that_cannot_be(call: Call, tmp_path: Path, setting: str, words: str) -> None:
-    (tmp_path / "mine.py").write_text(MINE)
-    done = call("train", "tiny", "--dataset", "shapes", "--set", setting)
-    assert done.code == 2 and words in done.err and "Traceback" not in done.err

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from fastcifar.errors import UsageError
-from fastcifar.recipes.plugins import import_object
+from fastcifar.recipes.plugins import UserCode, import_object
+from fastcifar.recipes.schema import SIDE, Norm, Recipe
 from fastcifar.recipes.schema import Network as NetworkRecipe
-from fastcifar.recipes.schema import Norm, Recipe
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -240,13 +240,49 @@ def patch_covariance(images: Iterable[Tensor], kernel: int, centered: bool) -> T
 
 
 def create_network(recipe: NetworkRecipe, classes: int) -> nn.Module:
-    """The network of a recipe, built here or by the code that it names; raises UsageError where that gives none."""
+    """The network of a recipe, built here or by the code that it names.
+
+    Raises UsageError where that code fails, or gives what cannot be trained: it is tried on a few images.
+    """
     if not recipe.factory:
         return Network(recipe, classes)
-    network = import_object(recipe.factory)(recipe, classes)
+    factory = UserCode(recipe.factory, "it is called with the recipe's network section and the number of classes")
+    with factory:
+        network = import_object(recipe.factory)(recipe, classes)
     if not isinstance(network, nn.Module):
-        raise UsageError(f"'{recipe.factory}' gave no nn.Module but {type(network).__name__}.")
+        raise factory.fault(f"gave no nn.Module but {type(network).__name__}")
+    try_network(network, network_code(recipe), classes)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise factory.fault("gave a network without a parameter to train")
     return network
+
+
+def network_code(recipe: NetworkRecipe) -> UserCode:
+    """To be entered around every call of a recipe's network, which may be the user's."""
+    return UserCode(recipe.factory, "its images are (N, 3, 32, 32) in channels-last memory, its outputs (N, classes)")
+
+
+def try_network(network: nn.Module, code: UserCode, classes: int) -> None:
+    """Evaluate a user's network on random images; raises UsageError where it fails or its outputs are no logits."""
+    count = 2 if classes != 2 else 3  # another number than that of the classes
+    images = torch.randn(count, 3, SIDE, SIDE, generator=Generator().manual_seed(0))
+    if (first := next(network.parameters(), None)) is not None:
+        images = images.to(first.device, first.dtype)
+    training = network.training
+    with code, torch.no_grad(), torch.random.fork_rng(devices=[]):
+        logits = network.eval()(images.contiguous(memory_format=torch.channels_last))
+    network.train(training)
+    check_logits(logits, code, count, classes)
+    if not logits.isfinite().all():
+        raise code.fault("gives outputs that are not finite")
+
+
+def check_logits(logits: Any, code: UserCode, count: int, classes: int) -> None:
+    """Raise UsageError unless a user's network gave logits (count, classes)."""
+    if not isinstance(logits, Tensor):
+        raise code.fault(f"gives no tensor but {type(logits).__name__}")
+    if logits.shape != (count, classes):
+        raise code.fault(f"gives outputs {tuple(logits.shape)} for {count} images of {classes} classes")
 
 
 def trained_parameters(network: nn.Module) -> int:
@@ -265,7 +301,8 @@ def precision(recipe: Recipe, device: torch.device) -> torch.dtype:
 def build_network(recipe: Recipe, classes: int, device: torch.device) -> nn.Module:
     """The recipe's network on the device, in its precision and channels-last memory; weights of our own are unset."""
     network = create_network(recipe.network, classes)
-    network.to(device=device, dtype=precision(recipe, device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    with network_code(recipe.network):
+        network.to(device=device, dtype=precision(recipe, device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.network.norm.precision == "float32":
         for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -305,6 +305,12 @@ def _check_whole(recipe: Recipe, where: str) -> None:
         raise UsageError(f"In {where}, 'optimizer.filters.renormalize' must be at least 1 everywhere.")
     if any(not SMALLEST_SIDE <= side <= SIDE for _, side in recipe.data.resolution):
         raise UsageError(f"In {where}, 'data.resolution' must lie in {SMALLEST_SIDE}..{SIDE} pixels everywhere.")
+    smallest = round(min((side for _, side in recipe.data.resolution), default=SIDE))
+    if network.last_side(smallest) < 1 and not network.factory:
+        raise UsageError(
+            f"In {where}, nothing is left of images of {smallest} pixels after {len(network.widths)} groups: take "
+            "larger images, fewer 'network.widths' or a smaller 'network.whiten.kernel'."
+        )
     sections = {item.name: getattr(recipe.optimizer, item.name) for item in dataclasses.fields(Optimizer)}
     schedules = {
         f"optimizer.{name}.schedule": part.schedule for name, part in sections.items() if isinstance(part, Sgd)

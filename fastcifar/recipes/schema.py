@@ -107,6 +107,10 @@ class Network:
     head: Head = Head()
     factory: str = ""  # user code, as module:name, called with this section and the number of classes
 
+    def last_side(self, side: int) -> int:
+        """The side, in pixels, of what is left of images of `side` pixels after all groups."""
+        return (side + 2 * self.whiten.padding - self.whiten.kernel + 1) >> len(self.widths)
+
 
 @dataclass(frozen=True)
 class Sgd:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastcifar.model.network import create_network, trained_parameters
+from fastcifar.model.network import create_network, network_code, trained_parameters
 from fastcifar.model.predict import images_evaluated
 from fastcifar.recipes.schema import SIDE, Recipe
 from fastcifar.training.optim import ExternalOptimizer, Optimizer, make_optimizer
@@ -41,8 +41,10 @@ def count_flops(recipe: Recipe, classes: int = 10, train_images: int = 50_000, t
     side = resolutions(recipe, steps)
     for start, end in constant_spans(optimizer, side):
         optimizer.begin(start)
-        training += sum(image_flops(network, side[start])) * batch * (end - start)
-    forward, _ = image_flops(network, SIDE)
+        with network_code(recipe.network):
+            training += sum(image_flops(network, side[start])) * batch * (end - start)
+    with network_code(recipe.network):
+        forward, _ = image_flops(network, SIDE)
     return RunFlops(training, forward * images_evaluated(recipe.evaluation, test_images), parameters)
 
 
@@ -60,15 +62,16 @@ def image_flops(network: nn.Module, side: int) -> tuple[int, int]:
     """
     forward = backward = 0
 
-    def add(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+    def add(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> None:
         nonlocal forward, backward
         assert isinstance(layer, (nn.Conv2d, nn.Linear))
+        images = (*args, *kwargs.values())[0]
         operations = 2 * output.numel() * layer.weight[0].numel()
         forward += operations
-        backward += operations * (layer.weight.requires_grad + inputs[0].requires_grad)
+        backward += operations * (layer.weight.requires_grad + images.requires_grad)
 
     layers = [layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Linear))]
-    hooks = [layer.register_forward_hook(add) for layer in layers]
+    hooks = [layer.register_forward_hook(add, with_kwargs=True) for layer in layers]
     network(torch.zeros(1, 3, side, side))
     for hook in hooks:
         hook.remove()

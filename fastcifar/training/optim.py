@@ -5,6 +5,7 @@ Learning rates come from a table on the device, one row a step, so that a step c
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcifar.errors import UsageError
 from fastcifar.recipes import schedule, schema
-from fastcifar.recipes.plugins import import_object
+from fastcifar.recipes.plugins import UserCode, import_object
 from fastcifar.training.annotations import update_of
 
 
@@ -102,10 +102,19 @@ class ExternalOptimizer:
 
     groups: tuple[ParameterGroup, ...] = ()  # nothing is known of what it freezes
 
-    def __init__(self, given: Any, source: str) -> None:
+    def __init__(self, given: Any, code: UserCode) -> None:
+        """Take what a factory gave; raises UsageError where it is of another form."""
+        if isinstance(given, tuple) and len(given) != 2:
+            raise code.fault(f"gave a tuple of {len(given)}")
         self.optimizer, self.scheduler = given if isinstance(given, tuple) else (given, None)
+        self.code = code
         if not isinstance(self.optimizer, torch.optim.Optimizer):
-            raise UsageError(f"'{source}' gave no torch.optim.Optimizer but {type(self.optimizer).__name__}.")
+            raise code.fault(f"gave no torch.optim.Optimizer but {type(self.optimizer).__name__}")
+        if not callable(getattr(self.scheduler, "step", None)) and self.scheduler is not None:
+            raise code.fault(f"gave no scheduler but {type(self.scheduler).__name__}")
+        for part in filter(None, (self.optimizer, self.scheduler)):
+            if not steps_without_arguments(part):
+                raise code.fault(f"gave a {type(part).__name__}, whose step() needs arguments")
 
     def begin(self, step: int) -> None:
         """Nothing is frozen, and the scheduler has set the rates."""
@@ -115,10 +124,11 @@ class ExternalOptimizer:
 
     def update(self, step: int) -> None:
         """Move all parameters by their gradients, drop these, and set the rates of the next step."""
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.scheduler is not None:
-            self.scheduler.step()
+        with self.code:
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.scheduler is not None:
+                self.scheduler.step()
 
     def rate(self, step: int) -> float:
         """The learning rate of the first group, as it is now."""
@@ -139,7 +149,26 @@ def make_optimizer(network: nn.Module, recipe: schema.Optimizer, steps: int) -> 
     """The optimizer of a recipe, ours or what the code that it names makes of (network, section, steps)."""
     if not recipe.factory:
         return Optimizer(network, recipe, steps)
-    return ExternalOptimizer(import_object(recipe.factory)(network, recipe, steps), recipe.factory)
+    code = UserCode(
+        recipe.factory,
+        "it is called with the network, the recipe's optimizer section and the steps, and gives a "
+        "torch.optim.Optimizer, or a tuple of one and its scheduler, which are stepped without arguments",
+    )
+    with code:
+        given = import_object(recipe.factory)(network, recipe, steps)
+    return ExternalOptimizer(given, code)
+
+
+def steps_without_arguments(part: Any) -> bool:
+    """Whether the `step` of an optimizer or scheduler needs no arguments, as far as its signature is known."""
+    try:
+        # The class's: schedulers put wrappers of another signature on the optimizer itself.
+        inspect.signature(type(part).step).bind(part)
+    except TypeError:
+        return False
+    except (AttributeError, ValueError):
+        return True
+    return True
 
 
 def parameter_groups(network: nn.Module) -> dict[str, dict[str, Tensor]]:

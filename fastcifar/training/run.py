@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fastcifar.data.dataset import Dataset, Split
 from fastcifar.data.store import load_dataset
+from fastcifar.model.network import network_code
 from fastcifar.model.predict import infer
 from fastcifar.recipes.parse import eval_split, load_recipe
 from fastcifar.recipes.schema import Recipe
@@ -49,7 +50,8 @@ class Trained:
         """Logits (N, classes), float32 on the CPU, of uint8 images (N, 3, 32, 32), such as `dataset.train.images`."""
         device = next(self.network.parameters()).device
         mean, std = (torch.tensor(values, device=device) for values in (self.dataset.mean, self.dataset.std))
-        logits = infer(self.network, images.to(device), mean, std, self.recipe.evaluation)
+        with network_code(self.recipe.network):
+            logits = infer(self.network, images.to(device), mean, std, self.recipe.evaluation)
         return (logits.averaged if tta else logits.plain).cpu()
 
     def losses(self, split: Split) -> Tensor:
@@ -109,7 +111,8 @@ def warm_up(recipe: Recipe, dataset: Dataset, device: torch.device, engine: Engi
     state.whiten()
     step = engine.prepare(state)
     step()
-    infer(state.network, state.dataset.test.images.to(device), state.mean, state.std, recipe.evaluation)
+    with state.network_code:
+        infer(state.network, state.dataset.test.images.to(device), state.mean, state.std, recipe.evaluation)
     state.network.train()
     step()
 

@@ -92,7 +92,7 @@ class RunFolder:
     def resume_hint(self) -> str:
         """One sentence after an interruption: what was kept, and how to resume."""
         if self.kept:
-            return f"Interrupted; the finished epochs are kept: {self.resume_command}"
+            return f"Interrupted; resume from the last saved epoch with: {self.resume_command}"
         return "Interrupted; nothing was kept yet (a state is kept after an epoch, on a GPU if it took 10 s)."
 
     def is_free(self) -> bool:

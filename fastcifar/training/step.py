@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from fastcifar.data.dataset import Dataset, holdout_split
 from fastcifar.errors import UsageError
 from fastcifar.model.augment import AugmentPlan, AugmentSampler, augment
-from fastcifar.model.network import Network, build_network, precision
+from fastcifar.model.network import Network, build_network, check_logits, network_code, precision
 from fastcifar.recipes.schedule import over_steps
 from fastcifar.recipes.schema import Recipe
 from fastcifar.training.annotations import phase
@@ -69,6 +69,12 @@ class TrainState:
                 f"{self.batch_size} images are no whole ghost batches of {ghost}: set network.norm.ghost=0."
             )
         self.resolutions = resolutions(recipe, self.total_steps)
+        pixels = recipe.network.last_side(min(self.resolutions)) ** 2
+        if (ghost or self.batch_size) * pixels == 1 and not recipe.network.factory:
+            raise UsageError(
+                "Batch normalisation needs more than one value a channel, and the last group has one pixel of one "
+                "image: train on two images a step or more (training.batch_size, network.norm.ghost)."
+            )
         self.augment_images = augment  # an engine may put a faster one here
         self.step = 0
 
@@ -79,6 +85,7 @@ class TrainState:
         if recipe.network.factory:
             torch.manual_seed(seed)  # user-supplied code draws from PyTorch's global generator
         self.network = build_network(recipe, len(dataset.classes), device)
+        self.network_code = network_code(recipe.network)  # around calls of the network
         if isinstance(self.network, Network):
             self.network.initialize(torch.Generator().manual_seed(seed))
         self.optimizer = make_optimizer(self.network, recipe.optimizer, self.total_steps)
@@ -119,6 +126,16 @@ class TrainState:
         """The images, labels and weights of a step's plan."""
         weights = None if self.weights is None else self.weights[plan.index]
         return self.augment(plan), self.labels[plan.index], weights
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The logits (B, classes) of a batch of images; raises UsageError where a user's network gives others."""
+        with self.network_code:
+            logits: Tensor = self.network(images)
+        if self.recipe.network.factory:
+            check_logits(logits, self.network_code, len(images), len(self.dataset.classes))
+            if not logits.requires_grad and any(each.requires_grad for each in self.network.parameters()):
+                raise self.network_code.fault("gives outputs that do not depend on what is trained")
+        return logits
 
     def clear_metrics(self) -> None:
         """Set the metrics to zero."""
@@ -163,11 +180,12 @@ def forward_backward_update(state: TrainState, plan: AugmentPlan) -> None:
     with phase("data"):
         images, labels, weights = state.batch(plan)
     with phase("forward"):
-        logits = state.network(images)
+        logits = state.forward(images)
     with phase("loss"):
         loss = summed_loss(logits, labels, state.recipe.training.label_smoothing, weights)
-    with phase("backward"):
-        loss.backward()  # type: ignore[no-untyped-call]
+    with phase("backward"), state.network_code:
+        if loss.requires_grad:  # else the schedules freeze everything
+            loss.backward()  # type: ignore[no-untyped-call]
     with phase("optimizer"):
         state.optimizer.update(state.step)
         state.ema.update(state.step)

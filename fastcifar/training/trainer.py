@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from fastcifar.training.step import TrainState
 
 SNAPSHOTS_PER_EPOCH = 16
 QUICK_EPOCH = 10.0  # seconds: on CUDA an epoch shorter than this is not worth the wait that saving costs
+SAVING_PACE = 4.0  # a state is saved when this many times as long was trained since the last one as saving that took
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,9 @@ class TrainLoop:
         self.slots = iter(torch.empty(snapshots, 3, pin_memory=state.device.type == "cuda"))
         self.test_images = state.dataset.test.images.to(state.device)
         self.whiten_s = 0.0
-        self.epochs_before = 0  # finished by an earlier process
+        self.finished_s = 0.0  # of the epochs that this process finished
+        self.save_s = 0.0  # seconds that the last saved state took
+        self.saved_at = time.perf_counter()
         self.latest = self.mark()  # the next epoch is timed from here
 
     def mark(self) -> Timestamp:
@@ -186,8 +190,9 @@ class TrainLoop:
         epoch_s = snapshot.mark.seconds_since(snapshot.start)
         status.steps_done = snapshot.step
         status.loss = loss / images
-        status.trained_s = epoch_s + sum(epoch.device_s for epoch in status.epochs[self.epochs_before :])
+        status.trained_s = self.finished_s + epoch_s
         if snapshot.step % status.steps_per_epoch == 0 or snapshot.step == status.total_steps:
+            self.finished_s += epoch_s
             number = len(status.epochs) + 1
             status.epochs.append(Epoch(number, epoch_s, images / epoch_s, loss / images, correct / images, snapshot.lr))
         self.on_change(status)
@@ -195,7 +200,8 @@ class TrainLoop:
     def evaluate(self, recipe: Evaluation) -> predict.Logits:
         """The logits of the test images, with the weights as they are."""
         state = self.state
-        return predict.infer(state.network, self.test_images, state.mean, state.std, recipe)
+        with state.network_code:
+            return predict.infer(state.network, self.test_images, state.mean, state.std, recipe)
 
     def measure_test_accuracy(self) -> None:
         """Add the test accuracy to the epoch just run; the time it takes counts nowhere but in the wall time."""
@@ -207,8 +213,11 @@ class TrainLoop:
         self.latest = self.mark()
 
     def worth_saving(self) -> bool:
-        """Whether to keep the state after the epoch just run: always, but for quick epochs on CUDA and the last."""
+        """Whether to keep the state after the epoch just run: always, but for the last, for quick ones on CUDA, and
+        where runs of many short epochs would spend their time on saving."""
         if self.state.step == self.state.total_steps:
+            return False
+        if time.perf_counter() - self.saved_at < SAVING_PACE * self.save_s:
             return False
         epochs = self.status.epochs
         return self.state.device.type != "cuda" or bool(epochs and epochs[-1].device_s > QUICK_EPOCH)
@@ -216,8 +225,11 @@ class TrainLoop:
     def save(self, keep: Callable[[dict[str, Any]], None]) -> None:
         """Hand over all that a later process needs to go on from here; the time counts in the wall time alone."""
         self.drain_snapshots(wait=True)
+        before = time.perf_counter()
         epochs = [dataclasses.asdict(epoch) for epoch in self.status.epochs]
         keep({"training": self.state.state(), "epochs": epochs, "whiten_s": self.whiten_s})
+        self.saved_at = time.perf_counter()
+        self.save_s = self.saved_at - before
         self.latest = self.mark()
 
     def restore(self, saved: Mapping[str, Any]) -> None:
@@ -225,7 +237,6 @@ class TrainLoop:
         self.state.restore(saved["training"])
         self.whiten_s = saved["whiten_s"]
         self.status.epochs = [Epoch(**epoch) for epoch in saved["epochs"]]
-        self.epochs_before = len(self.status.epochs)
         self.status.steps_before = self.status.steps_done = self.state.step
         self.on_change(self.status)
         self.latest = self.mark()
