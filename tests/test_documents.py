@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from conftest import Call
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "fastcifar").rglob("*.md"))]
@@ -39,3 +41,25 @@ def test_readme_links_to_every_example() -> None:
         path.name for path in (ROOT / "tests" / "examples").iterdir() if f"(tests/examples/{path.name})" not in readme
     ]
     assert not missing
+
+
+TABLES = [
+    (document, command, table)
+    for document in DOCUMENTS
+    for command, table in re.findall(
+        r"^```sh\nfastcifar (report [^\n]*evidence/[^\n]*--markdown)\n```\n\n((?:\|.*\n)+)",
+        document.read_text(encoding="utf-8"),
+        re.M,
+    )
+]
+
+
+def test_there_are_tables_made_from_evidence() -> None:
+    assert {path.name for path, _, _ in TABLES} >= {"quick90.md"}
+
+
+@pytest.mark.parametrize(("document", "command", "table"), TABLES, ids=lambda value: str(value)[-40:])
+def test_tables_are_what_the_command_above_them_prints(document: Path, command: str, table: str, call: Call) -> None:
+    paths = [str(ROOT / word) if word.endswith(".jsonl") else word for word in shlex.split(command)]
+    printed = call(*paths)
+    assert printed.code == 0 and table.strip() in printed.out
