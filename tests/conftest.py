@@ -28,6 +28,8 @@ __all__ = ["Call", "Cli", "Official", "few_shapes", "make_folder", "tar_of"]  # 
 
 # Shells start background jobs with SIGINT ignored, and children inherit that: tests of Ctrl-C would hang.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+for number in (signal.SIGTERM, signal.SIGHUP):  # children inherit what the parent ignores (nohup)
+    signal.signal(number, signal.SIG_DFL)
 
 SHARED = Path(os.environ.get("FASTCIFAR_SHARED", Path(__file__).resolve().parents[2] / "shared" / "cifar10"))
 

@@ -37,6 +37,7 @@ def test_a_training_is_kept(number: int, code: int, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "state.pt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.5, 1, 2, 3, 4])
 def test_ctrl_c_while_the_program_starts(seconds: float, tmp_path: Path) -> None:
     """PyTorch's modules drop a KeyboardInterrupt that comes while they are imported."""
@@ -73,12 +74,14 @@ def in_terminal(folder: Path, arguments: list[str], act: Callable[[subprocess.Po
     return shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_the_cursor_is_shown_again(number: int, tmp_path: Path) -> None:
     shown = in_terminal(tmp_path, LONG, lambda process, _: process.send_signal(number))
     assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_gone(tmp_path: Path) -> None:
     def close(process: subprocess.Popen[str], ours: int) -> None:
         os.close(ours)
