@@ -113,6 +113,7 @@ def test_a_recipe_that_diverges_is_counted_and_the_others_go_on(call: Call) -> N
     assert diverged["accuracy"] is None and done.document["comparisons"] == []
 
 
+@pytest.mark.slow
 def test_a_bench_until_clear_makes_no_more_runs_than_needed(call: Call, tmp_path: Path) -> None:
     same = ["b=tiny", "--set", "b:evaluation.shifted_weight=0.4"]  # without views it changes nothing
     done = call("bench", "tiny", *same, *SMALL, "--runs", "30", "--until-clear", "--out", "r.jsonl", "--json")
@@ -163,6 +164,7 @@ def test_killed_at_random_moments_every_seed_ends_up_once(tmp_path: Path) -> Non
     assert sorted(made) == sorted((name, seed) for name in ("tiny", "b") for seed in range(3))
 
 
+@pytest.mark.slow
 def test_ctrl_c_shows_what_is_there(tmp_path: Path) -> None:
     process = start(tmp_path, "tiny", *SMALL, "--runs", "1000", "--out", "r.jsonl")
     while finished(tmp_path / "r.jsonl") < 2 and process.poll() is None:

@@ -162,6 +162,7 @@ def test_processors_that_slurm_gives_are_the_threads(monkeypatch: pytest.MonkeyP
     assert [each.threads() for each in ranks] == [2, 6, 8, 1, None]
 
 
+@pytest.mark.slow
 def test_tasks_of_srun_share_the_seeds(tmp_path: Path, environment: Callable[[str], None]) -> None:
     environment(f"SLURM_NTASKS=2 SLURM_JOB_ID={os.getpid()} SLURM_STEP_ID=0 SLURM_STEP_NODELIST=here")
     command = [sys.executable, "-m", "fastcifar", "bench", "tiny", *SMALL, "--runs", "4", "--out", "r.jsonl", "--json"]

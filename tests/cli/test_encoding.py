@@ -14,6 +14,7 @@ from fastcifar.cli.display.encoding import prepare_outputs
 PROFILE = ["profile", "tiny", "--dataset", "shapes", "--set", "network.widths=[8, 8, 8]"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 @pytest.mark.parametrize("arguments", [["recipes"], ["recipes", "air94"], [*TINY, "--seed", "3"], PROFILE], ids=str)
 def test_every_screen_has_an_ascii_form(arguments: list[str], encoding: str, tmp_path: Path) -> None:
@@ -50,6 +51,7 @@ def test_no_message_goes_to_the_result_where_stderr_is_closed(tmp_path: Path) ->
     assert (done.returncode, done.stdout) == (2, "")
 
 
+@pytest.mark.slow
 def test_forced_colours_move_no_cursor_in_a_file(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fastcifar", *TINY, "--set", "training.epochs=2"]
     done = subprocess.run(["env", "FORCE_COLOR=1", *command], capture_output=True, text=True, cwd=tmp_path)

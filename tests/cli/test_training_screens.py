@@ -85,7 +85,7 @@ def test_an_evaluation() -> None:
 
 def test_an_evaluation_of_single_images() -> None:
     probabilities = [{"class": "cat", "probability": 0.87654}, {"class": "dog", "probability": 0.1}]
-    document = {"accuracy": None, "predictions": [{"file": "pets/tom.png", "classes": probabilities}]}
+    document = {"accuracy": None, "images": 1, "predictions": [{"file": "pets/tom.png", "classes": probabilities}]}
     assert drawn(evaluation_report(document, [])) == "pets/tom.png: cat 87.7 %, dog 10.0 %\n"
 
 

@@ -58,6 +58,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_broken_off_goes_on_to_the_very_result(
     how: signal.Signals, cli: Cli, whole: Path, tmp_path: Path

@@ -59,6 +59,7 @@ def test_runs_of_one_second_get_folders_of_their_own(tmp_path: Path, monkeypatch
     assert not any(path.exists() for path in paths), "nothing was kept in them"
 
 
+@pytest.mark.slow
 def test_equal_runs_at_once_are_two_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fastcifar", *TRAIN, "--json"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
@@ -68,6 +69,7 @@ def test_equal_runs_at_once_are_two_runs(tmp_path: Path) -> None:
     assert len(checkpoints) == 2 and all((tmp_path / checkpoint).exists() for checkpoint in checkpoints)
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_is_refused_and_one_of_a_killed_run_is_free(call: Call, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start("--out", folder)
@@ -90,6 +92,7 @@ def test_a_folder_in_use_is_refused_and_one_of_a_killed_run_is_free(call: Call, 
     assert names(folder) == {".lock", "checkpoint.pt", "run.json"}
 
 
+@pytest.mark.slow
 def test_an_earlier_run_stays_until_its_replacement_is_finished(call: Call, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert call(*TRAIN, "--out", folder, "--quiet").code == 0

@@ -69,6 +69,7 @@ def test_images_that_batch_normalisation_cannot_normalise() -> None:
         load_recipe("tiny", "data.resolution=[[0, 16]]", "network.widths=[8,8,8,8]", "network.convs=[1,1,1,1]")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epochs", ["1", "0.001"])
 def test_every_command_takes_a_run_of_one_step(call: Call, tmp_path: Path, epochs: str) -> None:
     length = ("--set", f"training.epochs={epochs}", "--json")

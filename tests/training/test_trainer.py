@@ -104,6 +104,7 @@ def test_evaluating_in_between_changes_nothing(dataset: Dataset) -> None:
     assert same(train(found, dataset)[0], train(found, dataset, eval_every=1)[0])
 
 
+@pytest.mark.slow
 def test_a_blocked_terminal_does_not_stall_a_training(tmp_path: Path) -> None:
     """A pipe that nobody reads has room for the first lines; then whoever writes to it hangs, but the training."""
     read, write = os.pipe()

@@ -17,6 +17,7 @@ from fastcifar.model.kernels.build import intact, library
 SMALL = ["network.widths=[8, 16, 24]", "training.epochs=2", "training.batch_size=100", "network.whiten.images=200"]
 
 
+@pytest.mark.slow
 def test_without_a_compiler(cli: Cli, home: Path, tmp_path: Path) -> None:
     (home / "native").unlink()
     quick = [*SMALL, "training.epochs=0.02"]
