@@ -76,16 +76,19 @@ def train(
 ) -> Trained:
     """Train a recipe from a seed and evaluate it.
 
-    `weights`, float (N,), are factors on the losses of the training images. Every `eval_every` epochs the test accuracy
-    is measured, outside the train time. `on_change` is called with the run's status and must return at once. `save`
-    gets a tree to resume from after each epoch worth it, `saved` is such a tree. With `siblings` the processor time of
-    this process's siblings, such as the ranks of one torchrun, does not count as that of others. Raises what the
-    command line would print: UsageError, DataError, MachineError (out of memory), Diverged.
+    A `torch.device` without `threads` is taken as prepared (`prepare_device`), as the command line does once for all
+    runs of a bench. `weights`, float (N,), are factors on the losses of the training images. Every `eval_every` epochs
+    the test accuracy is measured, outside the train time. `on_change` is called with the run's status and must return
+    at once. `save` gets a tree to resume from after each epoch worth it, `saved` is such a tree. With `siblings` the
+    processor time of this process's siblings, such as the ranks of one torchrun, does not count as that of others.
+    Raises what the command line would print: UsageError, DataError, MachineError (out of memory), Diverged.
     """
     recipe = load_recipe(recipe)
     dataset = load_dataset(dataset) if isinstance(dataset, str) else dataset
+    prepared = isinstance(device, torch.device) and threads is None
     device = device if isinstance(device, torch.device) else pick_device(device)
-    prepare_device(device, threads)
+    if not prepared:
+        prepare_device(device, threads)
     engine = choose_engine(engine, device) if isinstance(engine, str) else engine
     before = processor_times(siblings)
     with explain_oom(device, recipe.training.batch_size):

@@ -19,10 +19,21 @@ from fastcifar.data.store import load_dataset
 from fastcifar.model.augment import AugmentPlan, augment
 from fastcifar.model.predict import accuracy
 from fastcifar.recipes.parse import default_recipe
+from fastcifar.system.processors import usable_processors
 
 SHORT = ["network.widths=[8, 8, 8]", "network.head.scale=0.03", "training.epochs=2", "evaluation.views=flip"]
 TRAIN = ["train", "tiny", "--dataset", "shapes", "--threads", "1", *(part for s in SHORT for part in ("--set", s))]
 SHORTEST = [part for each in (*SHORT, "training.epochs=0.1") for part in ("--set", each)]
+
+
+def test_the_users_threads_are_kept(call: Call) -> None:
+    """More than the processors that may be used, which limit the default alone."""
+    before, wanted = torch.get_num_threads(), usable_processors().count + 1
+    try:
+        done = call("train", "tiny", "--dataset", "shapes", *SHORTEST, "--threads", str(wanted), "--json")
+    finally:
+        torch.set_num_threads(before)
+    assert done.document["threads"] == wanted and done.document["threads_limited_by"] is None
 
 
 def test_train_says_what_it_is_judged_on(call: Call) -> None:
