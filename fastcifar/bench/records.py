@@ -101,6 +101,16 @@ class RunRecord:
         return cls(**values, engine=header.engine.get(name), machine=header.machine)
 
 
+FAULTS = (KeyError, TypeError, AttributeError, ValueError)  # that reading a damaged record raises
+
+
+def fault(error: Exception) -> str:
+    """What is wrong with a record whose reading raised one of `FAULTS`, in words."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return str(error) if isinstance(error, ValueError) else "it is wrongly nested"
+
+
 def line_problem(line: Mapping[str, Any]) -> str | None:
     """What makes a line no run, such as a file edited by hand may hold; None where nothing does."""
     for key in ("name", "recipe", "seed", "accuracy", "train_s"):
@@ -182,12 +192,8 @@ class Header:
                 line["version"], line["code"], line["torch"], device, threads, engine, precision, dataset, recipes
             )
             header.check()
-        except KeyError as error:
-            raise DataError(f"Line 1 of {where} is damaged (it lacks {error}): its runs cannot be used.") from None
-        except (TypeError, AttributeError):
-            raise DataError(f"Line 1 of {where} is damaged (wrongly nested): its runs cannot be used.") from None
-        except ValueError as error:
-            raise DataError(f"Line 1 of {where} is damaged ({error}): its runs cannot be used.") from None
+        except FAULTS as error:
+            raise DataError(f"Line 1 of {where} is damaged ({fault(error)}): its runs cannot be used.") from None
         return header
 
     def check(self) -> None:

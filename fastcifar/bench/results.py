@@ -17,7 +17,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from fastcifar.bench.records import FORMATS, KIND, Header, RunRecord, Task, recipe_differences, run_folder_header
+from fastcifar.bench.records import (
+    FAULTS,
+    FORMATS,
+    KIND,
+    Header,
+    RunRecord,
+    Task,
+    fault,
+    recipe_differences,
+    run_folder_header,
+)
 from fastcifar.errors import DataError, UsageError
 from fastcifar.recipes.schema import Recipe
 from fastcifar.system.text import to_utf8
@@ -145,12 +155,8 @@ def load_run(path: Path, document: dict[str, Any]) -> Results:
     try:
         header = run_folder_header(document, str(path))
         run = RunRecord.from_line({"name": document["recipe"], **document}, header)
-    except KeyError as error:
-        raise DataError(f"{path} is damaged: it lacks {error}.") from None
-    except (TypeError, AttributeError):
-        raise DataError(f"{path} is damaged: it is wrongly nested.") from None
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}.") from None
+    except FAULTS as error:
+        raise DataError(f"{path} is damaged: {fault(error)}.") from None
     return Results(path, header, [run])
 
 
