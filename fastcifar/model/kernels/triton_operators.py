@@ -1,0 +1,44 @@
+"""Our Triton kernels as PyTorch operators: one operator is one kernel launch.
+
+An operator reads each of its inputs once and writes each of its outputs (and of the inputs it changes) once, unless it
+says otherwise: `bytes_moved` is what counts of kernels and bytes are made from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+OPERATORS = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-untyped-call]
+# With TRITON_INTERPRET=1 (read by Triton when a kernel is defined) kernels run on the CPU, slowly, for tests.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+Traffic = Callable[[tuple[Any, ...], Any], int]
+TRAFFIC: dict[str, Traffic] = {}  # of operators that do not move each tensor once
+
+
+def define(
+    schema: str, launch: Callable[..., Any], shapes: Callable[..., Any], traffic: Traffic | None = None
+) -> Callable[..., Any]:
+    """Register the operator `fastcifar::<name>` of a schema, whose name begins with `triton_`, and return it.
+
+    `launch` makes the outputs and launches the kernel; `shapes` makes outputs of the same shapes, types and memory
+    formats without computing them (for fake tensors); `traffic` gives the bytes moved, from arguments and outputs.
+    """
+    name = schema.split("(")[0]
+    OPERATORS.define(schema)  # type: ignore[no-untyped-call]
+    for key in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
+        OPERATORS.impl(name, launch, key)  # type: ignore[no-untyped-call]
+    OPERATORS.impl(name, shapes, "Meta")  # type: ignore[no-untyped-call]
+    if traffic is not None:
+        TRAFFIC[name] = traffic
+    operator: Callable[..., Any] = getattr(torch.ops.fastcifar, name)
+    return operator
+
+
+def supported(*tensors: Tensor) -> bool:
+    """Whether the kernels can run on these tensors: all on CUDA, or on the CPU where kernels are interpreted."""
+    return all(tensor.is_cuda or (INTERPRETED and tensor.is_cpu) for tensor in tensors)
