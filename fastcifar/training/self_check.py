@@ -1,0 +1,109 @@
+"""Whether an engine's steps are right on this machine: compared with the eager engine's on the same state.
+
+Two engines differ by rounding. How much that may be, the eager engine itself tells: by how far its step in half
+precision lies from the same step in float32. An engine is right while it lies within twice that of the eager step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fastcifar.data.dataset import Dataset
+from fastcifar.recipes.schema import Recipe
+from fastcifar.training.engine import Engine
+from fastcifar.training.launch import Steps
+from fastcifar.training.step import TrainState
+
+FACTOR = 2.0  # times the eager step's own rounding
+# What may differ in any case, relative to a step's change of a tensor: our kernels for float32 on a CPU differ by up to
+# 5e-5 in gradients, and Muon amplifies what is small in them.
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """The tensor with the largest share of what it may differ by: of all weights, averages and metrics that a step of
+    any kind changes, and of the logits of the evaluation."""
+
+    where: str  # the tensor and the step
+    difference: float  # to the eager engine, relative to the size of the eager step's change
+    allowed: float
+
+    @property
+    def share(self) -> float:
+        """The difference over what is allowed; infinite where the difference is no number."""
+        return math.inf if math.isnan(self.difference) else self.difference / self.allowed
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the engine may be trusted."""
+        return self.share <= 1
+
+
+def check_engine(recipe: Recipe, dataset: Dataset, device: torch.device, engine: Engine) -> SelfCheck:
+    """Prepare a training with the engine, and check its steps. Raises MachineError where the engine cannot run."""
+    return check_steps(engine.prepare(TrainState(recipe, dataset, device, seed=0)))
+
+
+def check_steps(steps: Steps) -> SelfCheck:
+    """Compare one step of every kind and the evaluation with the eager engine's; the state is as before afterwards."""
+    state = steps.state
+    references = [Steps(reference(state, state.recipe))]
+    if state.dtype != torch.float32:
+        training = replace(state.recipe.training, precision="float32")
+        references.append(Steps(reference(state, replace(state.recipe, training=training))))
+    every = [steps, *references]
+    checks = []
+    with state.preserved():
+        state.whiten()
+        for numbers in state.kinds().values():
+            for other in references:
+                other.state.restore(state.state())
+            checks.append(compare(f"step {numbers[0]}", [one_step(each, numbers[0]) for each in every]))
+        checks.append(compare("evaluation", [{"logits": each.evaluate().averaged.float()} for each in every]))
+    return max(checks, key=lambda check: check.share)
+
+
+def reference(state: TrainState, recipe: Recipe) -> TrainState:
+    """A state of plain operators for the same run, but for the recipe's precision."""
+    return TrainState(recipe, state.dataset, state.device, 0, state.weights, state.data)
+
+
+def one_step(steps: Steps, number: int) -> dict[str, Tensor]:
+    """Make the step of that number as an epoch's first; by what it changed each tensor of the state, in float32."""
+    state = steps.state
+    state.network.train()
+    state.clear_metrics()
+    state.step, state.plan = number, None
+    before = tensors(state)
+    steps.step()
+    return {name: after - before[name] for name, after in tensors(state).items()}
+
+
+def tensors(state: TrainState) -> dict[str, Tensor]:
+    """Copies of all that a step changes, in float32."""
+    found = {name: tensor for name, tensor in state.network.state_dict().items() if tensor.is_floating_point()}
+    found |= {f"average {number}": tensor for number, tensor in enumerate(state.ema.averages)}
+    return {name: tensor.float().clone() for name, tensor in found.items()} | {"metrics": state.metrics.clone()}
+
+
+def compare(when: str, results: list[dict[str, Tensor]]) -> SelfCheck:
+    """What differs most between the results of the engine, the eager one and, where there is one, the exact one."""
+    tested, eager, *exact = results
+    checks = []
+    for name, expected in eager.items():
+        size = float(expected.norm())
+        difference = distance(tested[name], expected, size)
+        rounding = distance(exact[0][name], expected, size) if exact else 0.0
+        checks.append(SelfCheck(f"{name}, {when}", difference, max(TOLERANCE, FACTOR * rounding)))
+    return max(checks, key=lambda check: check.share)
+
+
+def distance(a: Tensor, b: Tensor, size: float) -> float:
+    """The norm of a difference over a size; infinite where something changed that should not."""
+    difference = float((a - b).norm())
+    return difference / size if size else float("inf") if difference else 0.0
