@@ -15,8 +15,8 @@ from fastcifar.data.dataset import Dataset, Split, subset
 from fastcifar.data.store import load_dataset
 from fastcifar.errors import UsageError
 from fastcifar.recipes.parse import load_recipe
-from fastcifar.training.run import train
 from fastcifar.training.launch import Steps
+from fastcifar.training.run import train
 from fastcifar.training.step import TrainState
 from fastcifar.training.trainer import TrainLoop, fit
 
