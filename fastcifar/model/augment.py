@@ -6,6 +6,7 @@ Nothing is kept between the two but the numbers: every engine sees the same augm
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -28,8 +29,12 @@ class AugmentPlan:
 
     def batch(self, start: int, size: int) -> AugmentPlan:
         """The slice of `size` images from `start` on."""
+        return self.changed(lambda part: part[start : start + size])
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> AugmentPlan:
+        """The plan with each of its tensors changed in the same way, such as copied, cut or moved."""
         parts = {item.name: getattr(self, item.name) for item in fields(self)}
-        return AugmentPlan(**{name: part[start : start + size] for name, part in parts.items() if part is not None})
+        return AugmentPlan(**{name: change(part) for name, part in parts.items() if part is not None})
 
 
 class AugmentSampler:

@@ -44,7 +44,7 @@ class Steps:
             self.evaluate()
 
     def warm_up(self, step: int) -> None:
-        """Make the step of that number, with the random numbers of another epoch."""
+        """Make the step of that number twice."""
         state = self.state
         state.network.train()
         for _ in range(WARM_UP_RUNS):
@@ -116,8 +116,7 @@ class GraphedSteps(Steps):
     def copy_in(self, plan: AugmentPlan) -> AugmentPlan:
         """Copy a batch's plan to where the graphs read it, device to device."""
         if self.plan is None:
-            tensors = {field.name: getattr(plan, field.name) for field in fields(plan)}
-            self.plan = AugmentPlan(**{name: tensor.clone() for name, tensor in tensors.items() if tensor is not None})
+            self.plan = plan.changed(torch.clone)
         else:
             for field in fields(plan):
                 if (source := getattr(plan, field.name)) is not None:

@@ -63,9 +63,7 @@ class PreparedTraining:
             found = check_steps(steps)
         except (RuntimeError, MachineError) as error:  # of drivers, compilers, memory
             return None, str(error).splitlines()[0].rstrip(".")
-        if found.agrees:
-            return steps, ""
-        return None, f"{found.where} differs by {found.difference:.1%}, and {found.allowed:.1%} is rounding"
+        return (steps, "") if found.agrees else (None, found.complaint())
 
     def new_state(self, seed: int) -> TrainState:
         """A fresh state of plain operators."""

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from fastcifar.data.dataset import Dataset
+from fastcifar.data.store import load_dataset
+from fastcifar.recipes.parse import load_recipe
 from fastcifar.recipes.schema import Recipe
-from fastcifar.training.engine import Engine
+from fastcifar.training.engine import EAGER, Engine
 from fastcifar.training.launch import Steps
 from fastcifar.training.step import TrainState
 
@@ -43,52 +45,71 @@ class SelfCheck:
         """Whether the engine may be trusted."""
         return self.share <= 1
 
+    def complaint(self) -> str:
+        """What differs and by how much, for a sentence."""
+        return f"{self.where} differs by {self.difference:.1%}, and {self.allowed:.1%} is rounding"
+
 
 def check_engine(recipe: Recipe, dataset: Dataset, device: torch.device, engine: Engine) -> SelfCheck:
     """Prepare a training with the engine, and check its steps. Raises MachineError where the engine cannot run."""
     return check_steps(engine.prepare(TrainState(recipe, dataset, device, seed=0)))
 
 
+def check_device(device: torch.device) -> SelfCheck:
+    """Whether PyTorch's own operators train on this device as they do on the CPU, tried with `tiny` (seconds)."""
+    return check_engine(load_recipe("tiny"), load_dataset("shapes"), device, EAGER)
+
+
 def check_steps(steps: Steps) -> SelfCheck:
-    """Compare one step of every kind and the evaluation with the eager engine's; the state is as before afterwards."""
+    """Compare one step of every kind and the evaluation with the eager engine's, on an Apple GPU with that on the CPU;
+    the state is as before afterwards."""
     state = steps.state
-    references = [Steps(reference(state, state.recipe))]
+    references = [reference(state, state.recipe)]
     if state.dtype != torch.float32:
         training = replace(state.recipe.training, precision="float32")
-        references.append(Steps(reference(state, replace(state.recipe, training=training))))
+        references.append(reference(state, replace(state.recipe, training=training)))
     every = [steps, *references]
     checks = []
     with state.preserved():
         state.whiten()
         for numbers in state.kinds().values():
             for other in references:
-                other.state.restore(state.state())
-            checks.append(compare(f"step {numbers[0]}", [one_step(each, numbers[0]) for each in every]))
-        checks.append(compare("evaluation", [{"logits": each.evaluate().averaged.float()} for each in every]))
+                other.state.restore_tensors(state.state())
+            checks.append(compare(f"step {numbers[0]}", [one_step(each, numbers[0], state) for each in every]))
+        for other in references:
+            other.state.restore_tensors(state.state())
+        checks.append(compare("evaluation", [{"logits": each.evaluate().averaged.float().cpu()} for each in every]))
     return max(checks, key=lambda check: check.share)
 
 
-def reference(state: TrainState, recipe: Recipe) -> TrainState:
-    """A state of plain operators for the same run, but for the recipe's precision."""
-    return TrainState(recipe, state.dataset, state.device, 0, state.weights, state.data)
+def reference(state: TrainState, recipe: Recipe) -> Steps:
+    """Steps of plain operators for the same run, but for the recipe's precision."""
+    if state.device.type == "mps":
+        return Steps(TrainState(recipe, state.dataset, torch.device("cpu"), 0, state.weights))
+    return Steps(TrainState(recipe, state.dataset, state.device, 0, state.weights, state.data))
 
 
-def one_step(steps: Steps, number: int) -> dict[str, Tensor]:
-    """Make the step of that number as an epoch's first; by what it changed each tensor of the state, in float32."""
+def one_step(steps: Steps, number: int, planned: TrainState) -> dict[str, Tensor]:
+    """Make the step of that number with the random numbers of `planned`; by what it changed each tensor of the state,
+    float32 on the CPU."""
     state = steps.state
     state.network.train()
     state.clear_metrics()
-    state.step, state.plan = number, None
+    state.step = number
+    if state is not planned and planned.plan is not None:
+        epoch, plan = planned.plan
+        state.plan = epoch, plan.changed(lambda part: part.to(state.device))
     before = tensors(state)
     steps.step()
     return {name: after - before[name] for name, after in tensors(state).items()}
 
 
 def tensors(state: TrainState) -> dict[str, Tensor]:
-    """Copies of all that a step changes, in float32."""
+    """Copies of all that a step changes, float32 on the CPU."""
     found = {name: tensor for name, tensor in state.network.state_dict().items() if tensor.is_floating_point()}
     found |= {f"average {number}": tensor for number, tensor in enumerate(state.ema.averages)}
-    return {name: tensor.float().clone() for name, tensor in found.items()} | {"metrics": state.metrics.clone()}
+    found["metrics"] = state.metrics
+    return {name: tensor.to("cpu", torch.float32, copy=True) for name, tensor in found.items()}
 
 
 def compare(when: str, results: list[dict[str, Tensor]]) -> SelfCheck:

@@ -135,7 +135,7 @@ class TrainState:
     def begin(self, seed: int) -> None:
         """The first step, and the random numbers of a run."""
         self.step = 0
-        self.plan: AugmentPlan | None = None
+        self.plan: tuple[int, AugmentPlan] | None = None  # an epoch and its plan
         self.generator.manual_seed(seed)
         self.sampler = AugmentSampler(self.recipe.data, len(self.images), self.generator)
 
@@ -156,11 +156,11 @@ class TrainState:
         )
 
     def batch_plan(self) -> AugmentPlan:
-        """The plan of the current step; the first step of an epoch draws the epoch's."""
+        """The plan of the current step; the first step made in an epoch draws the epoch's."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
-        if position == 0 or self.plan is None:
-            self.plan = self.sampler.sample(epoch)
-        return self.plan.batch(position * self.batch_size, self.batch_size)
+        if self.plan is None or self.plan[0] != epoch:
+            self.plan = epoch, self.sampler.sample(epoch)
+        return self.plan[1].batch(position * self.batch_size, self.batch_size)
 
     def graph_key(self, step: int) -> Any:
         """Equal for steps that launch the same kernels: resolution, trained groups, weight normalisation, averaging."""
@@ -210,14 +210,18 @@ class TrainState:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a state that `state` gave."""
+        self.restore_tensors(state)
+        self.generator.set_state(state["generator"].cpu())
+        if self.sampler.mirrored is not None:
+            self.sampler.mirrored.copy_(state["mirrored"])
+
+    def restore_tensors(self, state: dict[str, Any]) -> None:
+        """The same without the random numbers, which another kind of device draws otherwise."""
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
         self.optimizer.restore(state["momenta"])
         for average, saved in zip(self.ema.averages, state["averages"], strict=True):
             average.copy_(saved)
-        self.generator.set_state(state["generator"].cpu())
-        if self.sampler.mirrored is not None:
-            self.sampler.mirrored.copy_(state["mirrored"])
 
     @contextmanager
     def preserved(self) -> Iterator[None]:
