@@ -19,12 +19,13 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device of that name (cpu, cuda, cuda:1, mps), or a CUDA device where there is one, else the CPU.
+    """The device of that name (cpu, cuda, cuda:1, mps); without one the first GPU, CUDA's or Apple's, else the CPU.
 
     Raises UsageError for a name that is none, MachineError for a device that is not there.
     """
     if name is None:
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        gpu = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda:0" if torch.cuda.is_available() else gpu)
     kind, _, number = name.partition(":")
     if kind not in KINDS or (number and not number.isdigit()):
         raise UsageError(f"There is no device '{name}'; {nearest(kind, (*KINDS, 'cuda:1'))}")
