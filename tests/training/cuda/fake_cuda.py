@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from fastcifar.data.dataset import Dataset, Split
 from fastcifar.model import predict
 from fastcifar.model.kernels.triton_operators import TRAFFIC
+from fastcifar.model.network import Network
 from fastcifar.recipes.parse import load_recipe
 from fastcifar.training.annotations import PHASE
 from fastcifar.training.optim import Optimizer
@@ -112,10 +113,12 @@ def replace_tensors(module: nn.Module, change: Callable[[Tensor], Tensor], recur
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
-    """Inside, every new tensor is fake, and may be on CUDA; generators on CUDA and moved modules are stood in for."""
+    """Inside, every new tensor is fake, and may be on CUDA; generators on CUDA and moved modules are stood in for, and
+    weights, which have no values, are not initialised: filter by filter that takes seconds."""
     with (
         mock.patch.object(torch, "Generator", FakeGenerator),
         mock.patch.object(nn.Module, "_apply", replace_tensors),
+        mock.patch.object(Network, "initialize"),
         FakeTensorMode(),
     ):
         yield

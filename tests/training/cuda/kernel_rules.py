@@ -60,7 +60,9 @@ def convolution_backward(op: Operator) -> Work:
     flops = 2 * gradient.numel * (weight.numel // weight.shape[0])
     parts = (weight.bytes + image.bytes, image.bytes + weight.bytes, 0)  # beside the gradient, for each that is wanted
     moved = sum(gradient.bytes + part for part, want in zip(parts, wanted, strict=True) if want)
-    return Work(sum(wanted), moved, flops * (wanted[0] + wanted[1]))
+    copied = [each for each in (gradient, image, weight) if not each.channels_last]
+    moved += 2 * total(tuple(copied))
+    return Work(sum(wanted) + len(copied), moved, flops * (wanted[0] + wanted[1]))
 
 
 def batch_norm(op: Operator) -> Work:
@@ -145,7 +147,8 @@ RULES = (
     Rule(
         ("convolution_backward",),
         convolution_backward,
-        "one kernel for each gradient that is wanted; the bias's is a sum of PyTorch's",
+        "one kernel for each gradient that is wanted (the bias's is a sum of PyTorch's), after a copy of what is not in "
+        "channels-last memory",
     ),
     Rule(
         ("cudnn_batch_norm", "native_batch_norm"),

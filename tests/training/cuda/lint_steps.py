@@ -1,5 +1,6 @@
-"""All kinds of step of all recipes, and evaluations, over fake CUDA tensors: what a CUDA graph cannot hold, and the
-types of all operators. Prints JSON; runs in the environment of `fake_cuda.hooked_environment`.
+"""All kinds of step of all recipes, and evaluations, over fake CUDA tensors: what a CUDA graph cannot hold, images and
+filters that lie as cuDNN does not want them, and the types of all operators. Prints JSON; runs in the environment of
+`fake_cuda.hooked_environment`.
 
     recipes: {recipe: {kinds: {kind in words: [findings]}, evaluation: [findings], types: {phase: {operator: [types]}}}}
     planted: {fault: {findings: [...], types: {...}}}, for steps of `tiny` with that fault
@@ -34,7 +35,7 @@ Types = dict[str, dict[str, list[str]]]
 
 
 def lint(operators: Iterable[Operator]) -> list[str]:
-    """What a CUDA graph cannot hold, or what makes each convolution copy its images."""
+    """What a CUDA graph cannot hold, and what makes a convolution copy its images or filters first."""
     found = []
     for op in operators:
         masked = any(each.dtype in ("bool", "uint8") for each in op.inputs[1:])
@@ -93,7 +94,7 @@ def lint_recipe(name: str) -> dict[str, Any]:
             operators = record_step(state, steps[0])
             add_types(types, operators)
             kinds[describe_kind(state, steps[0])] = lint(operators) + lint_state(state)
-        operators = record_evaluation(state, 2 * state.recipe.evaluation.batch_size)
+        operators = record_evaluation(state, state.recipe.evaluation.batch_size)
         add_types(types, operators)
     return {"kinds": kinds, "evaluation": lint(operators), "types": as_lists(types)}
 
