@@ -15,7 +15,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from fake_cuda import storage, tensors_in, written_by
+from fake_cuda import draws_random_numbers, storage, tensors_in, waits_for_device, written_by
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -65,7 +65,9 @@ class Capture(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "profiler":
             return func(*args, **kwargs)
-        refuse_waits_and_random_numbers(func)
+        # A real capture fails at the first, and the second would be others than those of eager steps.
+        if waits_for_device(func, tensors_in((args, kwargs))) or draws_random_numbers(func):
+            raise RuntimeError(f"operation not permitted when stream is capturing: {func.name()}")
         for tensor in written_by(func, args, kwargs):
             key = storage(tensor)
             if key not in self.made and key not in self.before:
@@ -86,14 +88,6 @@ class Capture(TorchDispatchMode):
         """Put back what was there before the capture."""
         for memory, content in self.before.values():
             memory.copy_(content)
-
-
-def refuse_waits_and_random_numbers(func: Any) -> None:
-    """Raise RuntimeError where CUDA would: the host cannot read what a graph has not computed yet; and random numbers
-    of a graph would be others than those of eager steps."""
-    refused = {torch.Tag.data_dependent_output, torch.Tag.nondeterministic_seeded} & set(func.tags)
-    if refused:
-        raise RuntimeError(f"operation not permitted when stream is capturing: {func.name()}")
 
 
 class EmulatedGraph:
@@ -127,6 +121,25 @@ class EmulatedStream:
 
     def synchronize(self) -> None:
         """Nothing to wait for."""
+
+
+class LaunchedOneByOne(TorchDispatchMode):
+    """Counts the convolutions inside its `with` block that are in no graph: work that the host launched one by one."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self.log = log
+        self.convolutions = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: the compiler is not imported, which would take seconds."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        inside = self.log.capturing or self.log.replaying
+        self.convolutions += "convolution" in func.name() and not inside
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """Training steps over fake CUDA tensors, on a machine without a GPU: which operators run, on what, and of which types.
 
-PyTorch's FakeTensorMode knows shapes, strides, types and devices, and computes nothing; its CUDA tensors need no GPU but
-for what autograd and the choice of operators ask of CUDA. `fakehooks.cpp` answers that, in a library that must be loaded
-before libtorch: whoever wants fake steps runs in a process of its own, in the environment of `hooked_environment`.
+PyTorch's FakeTensorMode knows shapes, strides, types and devices, and computes nothing; its CUDA tensors need no GPU
+but for what autograd and the choice of operators ask of CUDA. `fakehooks.cpp` answers that, in a library that must be
+loaded before libtorch: fake steps run in a process of their own, in the environment of `hooked_environment`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from fastcifar.training.step import TrainState, forward_backward_update
 SOURCE = Path(__file__).with_name("fakehooks.cpp")
 ROOT = Path(__file__).resolve().parents[3]
 CUDA = torch.device("cuda", 0)
+INDEXING = ("index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put")
 LIBRARY = "FASTCIFAR_FAKE_HOOKS"  # environment: the library that a process was started with
 
 
@@ -178,7 +179,8 @@ class Operator:
 
     name: str  # without its overload, and without the namespace where that is PyTorch's: `convolution`
     overload: str  # `Tensor` of `_foreach_mul_.Tensor`
-    tags: tuple[torch.Tag, ...]
+    waits: bool  # whether the host must see what the device computed before it can go on
+    random: bool  # whether it draws random numbers
     phase: str | None  # of the step; the gradient of the loss counts as loss
     node: str  # the autograd node whose gradient it computes; empty for none
     args: tuple[Any, ...]  # with facts in place of tensors
@@ -218,6 +220,18 @@ def written_by(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list
     return tensors_in(marked)
 
 
+def waits_for_device(func: Any, inputs: list[Tensor]) -> bool:
+    """Whether an operator reads on the host what the device computed: a value, or how many a mask takes."""
+    if name_of(func) in INDEXING:
+        return any(each.dtype in (torch.bool, torch.uint8) for each in inputs[1:])
+    return not {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}.isdisjoint(func.tags)
+
+
+def draws_random_numbers(func: Any) -> bool:
+    """Whether an operator draws from a generator."""
+    return torch.Tag.nondeterministic_seeded in func.tags
+
+
 class Recorder(TorchDispatchMode):
     """Records the operators that run inside its `with` block, in order; the last may be one that failed."""
 
@@ -241,7 +255,8 @@ class Recorder(TorchDispatchMode):
         operator = Operator(
             name,
             func._overloadname,
-            tuple(func.tags),
+            waits_for_device(func, inputs),
+            draws_random_numbers(func),
             *self.place(),
             args=tree_map_only(Tensor, facts, tuple(args)),
             inputs=tuple(map(facts, inputs)),

@@ -1,7 +1,7 @@
 """What PyTorch's operators launch on CUDA: kernels, bytes and FLOPs of an operator, and what sort of work it is.
 
-An operator is one kernel that reads each input once and writes each output (and each input that it changes) once, unless
-a rule says otherwise. The rules are read from PyTorch's CUDA sources (2.14); what cuDNN and cuBLAS do inside (split
+An operator is one kernel that reads each input once and writes each output (and each input that it changes) once,
+unless a rule says otherwise. The rules are read from PyTorch's CUDA sources; what cuDNN and cuBLAS do inside (split
 sums, changed layouts) cannot be known without a GPU and is not counted.
 """
 
@@ -147,8 +147,8 @@ RULES = (
     Rule(
         ("convolution_backward",),
         convolution_backward,
-        "one kernel for each gradient that is wanted (the bias's is a sum of PyTorch's), after a copy of what is not in "
-        "channels-last memory",
+        "one kernel for each gradient that is wanted (the bias's is a sum of PyTorch's); what is not in channels-last "
+        "memory is copied first",
     ),
     Rule(
         ("cudnn_batch_norm", "native_batch_norm"),
@@ -189,7 +189,7 @@ BY_NAME = {name: rule for rule in RULES for name in rule.names}
 
 
 def work_of(op: Operator) -> Work:
-    """Kernels, bytes and FLOPs of an operator, by its rule or as a plain one; none for what never reaches the device."""
+    """Kernels, bytes and FLOPs of an operator, by its rule or as a plain one; none for what stays on the host."""
     if op.is_view or not any(each.device == "cuda" for each in (*op.inputs, *op.outputs)):
         return Work(0)
     if op.moved is not None:

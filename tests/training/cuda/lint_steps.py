@@ -29,8 +29,6 @@ from planted_faults import PLANTS, Plant
 from fastcifar.recipes.parse import recipe_names
 from fastcifar.training.step import TrainState
 
-WAITS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}  # the host must see what was computed
-INDEXED = {"index", "index_put", "index_put_", "_unsafe_index", "_unsafe_index_put"}  # wait where a mask is an index
 Types = dict[str, dict[str, list[str]]]
 
 
@@ -38,10 +36,9 @@ def lint(operators: Iterable[Operator]) -> list[str]:
     """What a CUDA graph cannot hold, and what makes a convolution copy its images or filters first."""
     found = []
     for op in operators:
-        masked = any(each.dtype in ("bool", "uint8") for each in op.inputs[1:])
-        if (masked if op.name in INDEXED else WAITS & set(op.tags)):
+        if op.waits:
             found.append(f"waits for the device: {op.name}")
-        if torch.Tag.nondeterministic_seeded in op.tags:
+        if op.random:
             found.append(f"draws random numbers: {op.name}")
         if len({each.device for each in (*op.inputs, *op.outputs)}) > 1:
             found.append(f"between host and device: {op.name}")
