@@ -15,12 +15,11 @@ def doctor(device: Device = None, as_json: AsJson = False, quiet: Quiet = False)
     """
     from fastcifar.cli.display.doctor import diagnosis_from_document
     from fastcifar.cli.display.screen import Screen
-    from fastcifar.cli.display.training import ProgressView
     from fastcifar.profiling.diagnosis import diagnose
 
     screen = Screen(as_json, quiet)
-    with ProgressView(Screen(as_json=True, quiet=quiet)) as view:  # the progress goes to standard error
-        diagnosis = diagnose(device, view.update)
+    progress = Screen(as_json=True, quiet=quiet)  # on standard error, whatever the result goes to
+    diagnosis = diagnose(device, progress.note)
     result: dict[str, Any] = {**document("doctor", diagnosis.device), **diagnosis.document()}
     screen.result(diagnosis_from_document(result), result)
     return errors.OK if diagnosis.fit else errors.MACHINE
