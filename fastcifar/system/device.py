@@ -15,6 +15,7 @@ from fastcifar.errors import MachineError, UsageError, nearest
 from fastcifar.system.processors import others_busy, usable_processors
 
 KINDS = ("cpu", "cuda", "mps")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # of the user's environment; PyTorch heeds them
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
@@ -74,6 +75,15 @@ def device_name(device: torch.device) -> str:
         return "Apple GPU"
     threads = torch.get_num_threads()
     return f"{processor_name()}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def threads_limit() -> str:
+    """What keeps PyTorch's threads below the processors of the machine, in words; '' where nothing does."""
+    usable = usable_processors()
+    if torch.get_num_threads() >= usable.count:
+        return usable.limit
+    chosen = next((name for name in THREAD_VARIABLES if os.environ.get(name)), None)
+    return f"{chosen}={os.environ[chosen]}" if chosen else "PyTorch, which takes one for each core"
 
 
 def processor_name() -> str:

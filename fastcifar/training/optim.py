@@ -102,11 +102,6 @@ class Optimizer:
             for parameter in group.parameters:
                 parameter.grad = None
 
-    def reset(self) -> None:
-        """Forget the momenta, in place."""
-        for group in self.groups:
-            torch._foreach_zero_(group.momenta)
-
     def rate(self, step: int) -> float:
         """The learning rate of the filters (of the first group there is)."""
         return self.filter_rates[step]

@@ -234,7 +234,10 @@ def test_a_wrong_engine_is_found(harm: int, dataset: Dataset) -> None:
 
 @pytest.mark.parametrize(
     ("engine", "reason"),
-    [(Faulty(checked=True), r"group2\.conv1\.weight, step 5 differs by"), (Missing(checked=True), "no such compiler")],
+    [
+        (Faulty(checked=True), r"group2\.conv1\.weight, step \d+ differs by"),
+        (Missing(checked=True), "no such compiler"),
+    ],
 )
 def test_the_eager_engine_takes_the_place_of_a_wrong_one(engine: Engine, reason: str, dataset: Dataset) -> None:
     recipe = small("tiny")

@@ -120,14 +120,26 @@ def intact(path: Path) -> bool:
     return hashlib.sha256(content[:-DIGEST_SIZE]).digest() == content[-DIGEST_SIZE:]
 
 
+def find_compiler() -> str:
+    """The C++ compiler: the one named by CXX, else the first of those known; raises MachineError where none is here."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
+    if compiler is None:
+        raise MachineError("there is no C++ compiler here (g++ or clang++)")
+    return compiler
+
+
+def compiler_version(compiler: str) -> str:
+    """The first line of what a compiler says of its version. Raises OSError where it cannot be run."""
+    done = subprocess.run([compiler, "--version"], capture_output=True, check=False)
+    return done.stdout.decode(errors="replace").partition("\n")[0].strip()
+
+
 def build(source: bytes, path: Path) -> None:
     """Compile the source and put it at `path`, whole or not at all.
 
     Raises MachineError with the reason, DataError where it cannot be written.
     """
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
-    if compiler is None:
-        raise MachineError("there is no C++ compiler here (g++ or clang++)")
+    compiler = find_compiler()
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / path.name
         command = [compiler, *flags(), "-x", "c++", "-", "-o", str(output)]
