@@ -19,6 +19,8 @@ from fastcifar.model.kernels.triton_pointwise import ELEMENTS, MOST_PROGRAMS, WA
 
 # A tile of maxima has four tiles in front of it: with half as many elements, twice as many bytes are on their way.
 POOLED_ELEMENTS = ELEMENTS // 2
+# Kernels without sums have more and shorter programs, so that the last ones to start are soon done.
+WAVES = 4
 SUMMED_CHANNELS = 8  # of a program that adds up all programs' sums: a 32-byte sector of each row
 
 
@@ -32,15 +34,15 @@ def parts_of(x: Tensor, part: Split) -> Tensor:
     return x.new_empty((2, part.programs, x.size(1)), dtype=torch.float32)
 
 
-def plain_split(x: Tensor) -> Split:
+def plain_split(x: Tensor, waves: int = 1) -> Split:
     """How the pixels of x (N, C, H, W) are divided."""
-    return split(pixels_of(x), x.size(1), ELEMENTS, MOST_PROGRAMS)
+    return split(pixels_of(x), x.size(1), ELEMENTS, waves * MOST_PROGRAMS)
 
 
-def pooled_split(x: Tensor) -> Split:
+def pooled_split(x: Tensor, waves: int = 1) -> Split:
     """How the pooled pixels of x (N, C, H, W) are divided."""
     pixels = x.size(0) * (x.size(2) // 2) * (x.size(3) // 2)
-    return split(pixels, x.size(1), POOLED_ELEMENTS, MOST_PROGRAMS)
+    return split(pixels, x.size(1), POOLED_ELEMENTS, waves * MOST_PROGRAMS)
 
 
 def tile(x: Tensor, part: Split) -> dict[str, int]:
@@ -128,7 +130,7 @@ def update_statistics(
 def normalize(x: Tensor, mean: Tensor, variance: Tensor, bias: Tensor, eps: float, kind: str) -> Tensor:
     """The activation of x (N, C, H, W), normalised by mean and variance and shifted by the bias, (C,) each."""
     y = like(x)
-    part = plain_split(x)
+    part = plain_split(x, WAVES)
     kernels.normalize_kernel[(part.programs,)](
         x, y, mean, variance, bias, eps, pixels_of(x), part.per, KIND=kind, **tile(x, part)
     )
@@ -143,7 +145,7 @@ def pool_normalize_outputs(x: Tensor, *others: Any) -> Tensor:
 def pool_normalize(x: Tensor, mean: Tensor, variance: Tensor, bias: Tensor, eps: float, kind: str) -> Tensor:
     """`normalize` of the maxima of the 2x2 squares of x (N, C, H, W), which are not kept."""
     y = pool_normalize_outputs(x)
-    part = pooled_split(x)
+    part = pooled_split(x, WAVES)
     kernels.pool_normalize_kernel[(part.programs,)](
         x, y, mean, variance, bias, eps, x.size(2), x.size(3), pixels_of(y), part.per, KIND=kind, **tile(x, part)
     )
@@ -186,7 +188,7 @@ def normalize_backward(
 ) -> Tensor:
     """The gradient of x from that of `normalize`, whose mean and variance are those of x."""
     dx = like(x)
-    part = plain_split(x)
+    part = plain_split(x, WAVES)
     kernels.normalize_backward_kernel[(part.programs,)](
         x, grad, mean, variance, bias, means, dx, eps, pixels_of(x), part.per, KIND=kind, **tile(x, part)
     )
@@ -216,7 +218,7 @@ def pool_normalize_backward(
     column."""
     dx = pool_normalize_backward_outputs(y, height, width)
     squares = y.size(0) * ((height + 1) // 2) * ((width + 1) // 2)
-    part = split(squares, y.size(1), POOLED_ELEMENTS, MOST_PROGRAMS)
+    part = split(squares, y.size(1), POOLED_ELEMENTS, WAVES * MOST_PROGRAMS)
     kernels.pool_normalize_backward_kernel[(part.programs,)](
         y,
         chosen,

@@ -50,10 +50,26 @@ def split(pixels: int, channels: int, elements: int, most: int) -> Split:
 
 
 @triton.jit
+def normal(u):
+    """e^(-u^2 / 2), and the share of a normal distribution below u, to an absolute 1e-7 (Abramowitz and Stegun,
+    "Handbook of Mathematical Functions", 7.1.26).
+
+    With the exponential shared, the gradient of GELU takes 528 instructions for 16 numbers, loads and stores included,
+    and 904 with `erf`, which is more than there is time for while the memory delivers them.
+    """
+    e = tl.exp(-0.5 * u * u)
+    t = 1 / (1 + 0.3275911 * 0.7071067811865476 * tl.abs(u))
+    series = 0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))
+    tail = 0.5 * e * t * series
+    return e, tl.where(u < 0, tail, 1 - tail)
+
+
+@triton.jit
 def activate(u, KIND: tl.constexpr):
     """The activation of float32 numbers."""
     if KIND == "gelu":
-        y = 0.5 * u * (1 + tl.erf(u * 0.7071067811865476))
+        _, below = normal(u)
+        y = u * below
     elif KIND == "silu":
         y = u * tl.sigmoid(u)
     else:
@@ -66,8 +82,8 @@ def activate(u, KIND: tl.constexpr):
 def slope(u, KIND: tl.constexpr):
     """The derivative of the activation at float32 numbers."""
     if KIND == "gelu":
-        density = 0.3989422804014327 * tl.exp(-0.5 * u * u)
-        d = 0.5 * (1 + tl.erf(u * 0.7071067811865476)) + u * density
+        e, below = normal(u)
+        d = below + u * (0.3989422804014327 * e)
     elif KIND == "silu":
         s = tl.sigmoid(u)
         d = s * (1 + u * (1 - s))
@@ -77,20 +93,20 @@ def slope(u, KIND: tl.constexpr):
     return d
 
 
-@triton.jit(do_not_specialize=["total"])
-def activation_kernel(x, y, total, KIND: tl.constexpr, SIZE: tl.constexpr):
-    """One program for each SIZE numbers, however they lie."""
+@triton.jit(do_not_specialize=["units"])
+def activation_kernel(x, y, units, UNIT: tl.constexpr, KIND: tl.constexpr, SIZE: tl.constexpr):
+    """One program for each SIZE numbers, however they lie. They come in whole units, which are loaded at once."""
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    ok = at < total
+    ok = at < units * UNIT
     u = tl.load(x + at, ok, other=0.0).to(tl.float32)
     tl.store(y + at, activate(u, KIND).to(y.dtype.element_ty), ok)
 
 
-@triton.jit(do_not_specialize=["total"])
-def activation_backward_kernel(x, grad, dx, total, KIND: tl.constexpr, SIZE: tl.constexpr):
-    """One program for each SIZE numbers, however they lie."""
+@triton.jit(do_not_specialize=["units"])
+def activation_backward_kernel(x, grad, dx, units, UNIT: tl.constexpr, KIND: tl.constexpr, SIZE: tl.constexpr):
+    """The same for gradients."""
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    ok = at < total
+    ok = at < units * UNIT
     u = tl.load(x + at, ok, other=0.0).to(tl.float32)
     g = tl.load(grad + at, ok, other=0.0).to(tl.float32)
     tl.store(dx + at, (g * slope(u, KIND)).to(dx.dtype.element_ty), ok)
@@ -136,19 +152,27 @@ def like(x: Tensor, *others: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+def units_of(x: Tensor) -> tuple[int, int]:
+    """How many units the numbers of x make, and their size: a unit of 8 is one 16-byte load in half precision."""
+    unit = 8 if x.numel() % 8 == 0 else 1
+    return x.numel() // unit, unit
+
+
 def activation(x: Tensor, kind: str) -> Tensor:
     """The activation of each number of x, which lies without gaps, in memory laid out alike."""
     y = like(x)
-    activation_kernel[(triton.cdiv(x.numel(), ELEMENTS),)](x, y, x.numel(), KIND=kind, SIZE=ELEMENTS, num_warps=WARPS)
+    units, unit = units_of(x)
+    grid = (triton.cdiv(x.numel(), ELEMENTS),)
+    activation_kernel[grid](x, y, units, UNIT=unit, KIND=kind, SIZE=ELEMENTS, num_warps=WARPS)
     return y
 
 
 def activation_backward(x: Tensor, grad: Tensor, kind: str) -> Tensor:
     """The gradient of x from that of its activations, both laid out like x."""
     dx = like(x)
-    activation_backward_kernel[(triton.cdiv(x.numel(), ELEMENTS),)](
-        x, grad, dx, x.numel(), KIND=kind, SIZE=ELEMENTS, num_warps=WARPS
-    )
+    units, unit = units_of(x)
+    grid = (triton.cdiv(x.numel(), ELEMENTS),)
+    activation_backward_kernel[grid](x, grad, dx, units, UNIT=unit, KIND=kind, SIZE=ELEMENTS, num_warps=WARPS)
     return dx
 
 

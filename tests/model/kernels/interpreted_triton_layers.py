@@ -43,18 +43,15 @@ class Operators(TorchDispatchMode):
         out = op(*args, **(kwargs or {}))
         if op.namespace == "fastcifar":
             fake = op(*tree_map(lambda a: a.to("meta") if isinstance(a, Tensor) else a, args))
-            for real, expected in zip(
-                *(each if isinstance(each, tuple) else (each,) for each in (out, fake)), strict=True
-            ):
-                same = [(each.shape, each.dtype, each.stride()) for each in (real, expected)]
-                assert same[0] == same[1], op
+            shapes = [[(each.shape, each.dtype, each.stride()) for each in tree_leaves(given)] for given in (out, fake)]
+            assert shapes[0] == shapes[1], op
         return out
 
 
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many programs, and many tiles for each, on small maps."""
-    monkeypatch.setattr(triton_norm, "ELEMENTS", 256)
-    monkeypatch.setattr(triton_norm, "POOLED_ELEMENTS", 128)
+    monkeypatch.setattr(triton_norm, "ELEMENTS", 1024)
+    monkeypatch.setattr(triton_norm, "POOLED_ELEMENTS", 512)
     monkeypatch.setattr(triton_norm, "MOST_PROGRAMS", 4)
 
 
@@ -95,27 +92,22 @@ def close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None
     """Compare each, with larger absolute errors where the numbers are larger."""
     names = ("y", "dx", "dbias", "running mean", "running variance", "batches", "evaluated")
     for name, each, exact in zip(names, found, expected, strict=True):
-        scale = max(1.0, float(exact.abs().max()))
-        torch.testing.assert_close(
-            each.double(),
-            exact.double(),
-            atol=tolerance * scale,
-            rtol=tolerance,
-            msg=lambda text, n=name: f"{n}: {text}",
-        )
+        atol = tolerance * max(1.0, float(exact.abs().max()))
+        message = functools.partial("{}: {}".format, name)
+        torch.testing.assert_close(each.double(), exact.double(), atol=atol, rtol=tolerance, msg=message)
 
 
-@pytest.mark.parametrize("tiles", ["small", "real"])
 @pytest.mark.parametrize("pooled", [True, False])
 @pytest.mark.parametrize(
-    ("shape", "activation", "dtype", "factors"),
+    ("shape", "activation", "dtype", "factors", "tiles"),
     [
-        ((5, 64, 7, 7), "gelu", FLOAT, FLOAT),
-        ((3, 24, 8, 5), "silu", FLOAT, FLOAT),
-        ((2, 10, 3, 6), "celu", FLOAT, FLOAT),
-        ((2, 256, 5, 4), "gelu", HALF, FLOAT),
-        ((4, 64, 6, 7), "silu", HALF, HALF),
-        ((3, 16, 5, 5), "celu", BRAIN, BRAIN),
+        ((3, 64, 7, 7), "gelu", FLOAT, FLOAT, "small"),
+        ((3, 24, 8, 5), "silu", FLOAT, FLOAT, "small"),
+        ((2, 10, 3, 6), "celu", FLOAT, FLOAT, "small"),
+        ((1, 256, 5, 4), "gelu", HALF, FLOAT, "small"),
+        ((2, 64, 6, 7), "silu", HALF, HALF, "small"),
+        ((3, 16, 5, 5), "celu", BRAIN, BRAIN, "small"),
+        ((4, 64, 5, 9), "silu", HALF, HALF, "real"),
     ],
 )
 def test_normalisation_with_what_stands_around_it(
@@ -139,7 +131,7 @@ def test_normalisation_with_what_stands_around_it(
     with Operators() as operators:
         found = run(fused, x, grad, pooled)
     ours = {name for name in operators.seen if name.startswith("fastcifar")}
-    assert len(ours) == 7 and not any("batch_norm" in name or "pool2d" in name for name in operators.seen - ours)
+    assert len(ours) == 6 + pooled and not any("batch_norm" in name or "pool2d" in name for name in operators.seen)
     expected = run(exact, x.double(), grad.double(), pooled)
     assert [each.dtype for each in found[:6]] == [dtype, dtype, *[factors] * 3, torch.int64]
     assert found[0].is_contiguous(memory_format=torch.channels_last)
@@ -156,8 +148,8 @@ def test_a_large_mean_costs_no_variance(pooled: bool, monkeypatch: pytest.Monkey
     x = 1000 + images((8, 16, 8, 8), FLOAT)
     grad = images((8, 16, 4, 4) if pooled else (8, 16, 8, 8), FLOAT, seed=1)
     found, expected = run(fused, x, grad, pooled, 1), run(exact, x.double(), grad.double(), pooled, 1)
-    torch.testing.assert_close(found[4].double(), expected[4], atol=0, rtol=1e-5)  # of the variance itself
-    close(found, expected, 2e-4)  # a mean near 1000 is rounded to 3e-5
+    torch.testing.assert_close(found[4].double(), expected[4], atol=0, rtol=5e-5)  # means near 1000 are rounded to 3e-5
+    close(found, expected, 2e-4)
 
 
 def test_a_constant_channel_has_no_variance(monkeypatch: pytest.MonkeyPatch) -> None:
