@@ -103,8 +103,8 @@ class Normalization(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        """The gradients of x and, where it is trained, of the bias."""
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        """The gradients of x and of the bias, which autograd drops where the bias is frozen."""
         x, chosen, *factors = ctx.saved_tensors
         eps, kind = ctx.norm.eps, ctx.norm.kind
         grad = channels_last(grad)
@@ -114,7 +114,7 @@ class Normalization(torch.autograd.Function):
             dx = norm_operators.NORMALIZE_BACKWARD(x, grad, *factors, means, eps, kind)
         else:
             dx = norm_operators.POOL_NORMALIZE_BACKWARD(x, chosen, grad, *factors, means, eps, kind, *ctx.size)
-        return dx, dbias if ctx.needs_input_grad[1] else None, None
+        return dx, dbias, None
 
 
 class NormAct(BatchNorm):

@@ -4,6 +4,7 @@ counted by bytes; on a GPU where there is one."""
 from __future__ import annotations
 
 import copy
+import operator
 import os
 import re
 import subprocess
@@ -181,7 +182,7 @@ def test_kernels_compile_to_wide_loads_without_spills(
         assert stack == local == 0 and not re.search(r"\b(LDL|STL)\b", code), f"{name} spills"
         assert registers <= 128, f"{name}: fewer than two programs of 256 threads on a multiprocessor"
         wide = tuple(len(re.findall(rf"\b{which}\.E\.128\b", code)) for which in ("LDG", "STG"))
-        assert wide >= WIDE[name] and wide[1] >= WIDE[name][1], f"{name}: {wide} 16-byte loads and stores"
+        assert all(map(operator.ge, wide, WIDE[name])), f"{name}: {wide} 16-byte loads and stores"
         assert name in SUMMING or not re.search(r"\bSTG\.E\.(U8|U16)\b", code), f"{name}: a map is written in pieces"
 
 
@@ -247,12 +248,16 @@ def test_a_network_on_a_gpu_and_in_a_graph(name: str) -> None:
         logits.float().square().mean().backward()
         return logits.detach()
 
-    expected, found = logits_of(exact, x), logits_of(fused, x.half())
-    torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=5e-2)
-    for (key, each), other in zip(fused.named_parameters(), exact.parameters(), strict=True):
-        if each.grad is not None:
-            error = (each.grad.float() - other.grad).norm() / other.grad.norm()
-            assert error < 0.1, key
+    def error(found: Tensor, expected: Tensor) -> float:
+        return float((found.float() - expected).norm() / expected.norm())
+
+    expected, usual, found = logits_of(exact, x), logits_of(plain, x.half()), logits_of(fused, x.half())
+    assert error(found, expected) < 2 * error(usual, expected) + 1e-3
+    for (key, each), other, right in zip(fused.named_parameters(), plain.parameters(), exact.parameters(), strict=True):
+        if right.grad is not None:
+            assert error(each.grad, right.grad) < 2 * error(other.grad, right.grad) + 1e-2, key
+    for (key, each), right in zip(fused.named_buffers(), exact.buffers(), strict=True):
+        assert error(each, right) < 1e-2, key
     stream, static = torch.cuda.Stream(), x.half()
     fused.zero_grad()
     with torch.cuda.stream(stream):
