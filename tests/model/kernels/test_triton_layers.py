@@ -249,7 +249,7 @@ def test_a_network_on_a_gpu_and_in_a_graph(name: str) -> None:
         return logits.detach()
 
     def error(found: Tensor, expected: Tensor) -> float:
-        return float((found.float() - expected).norm() / expected.norm())
+        return float((found.float() - expected.float()).norm() / expected.float().norm())
 
     expected, usual, found = logits_of(exact, x), logits_of(plain, x.half()), logits_of(fused, x.half())
     assert error(found, expected) < 2 * error(usual, expected) + 1e-3
