@@ -1,15 +1,16 @@
-"""`model.augment.augment` on CUDA in one kernel: the batch's rows of the dataset are read once, as uint8, and its images
-written once.
+"""`model.augment.augment` on CUDA in one kernel, which reads the batch's rows of the dataset, uint8, and writes its
+images.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 from fastcifar.model.augment import AugmentPlan, augment
@@ -18,10 +19,11 @@ from fastcifar.model.kernels.build import new
 from fastcifar.model.kernels.triton_operators import define, supported
 from fastcifar.recipes.schema import SIDE, SMALLEST_SIDE
 
-# A quarter of an image, 32 x 32, and two pixels a thread: in all three channels and up to 4 x 4 filter taps 96 loads
-# that wait for nothing but the row's number. More pixels a thread would spend registers, fewer the start of a block.
-PIXELS = 256
-WARPS = 4
+# Two pixels a thread: with three channels and up to 4 x 4 filter taps 96 loads that wait for nothing but the image's
+# row, and what is computed once for an image costs less a pixel. Blocks of 128 leave few threads idle in small images
+# (24 x 24 are 4.5 blocks), and 32 of them fill a multiprocessor of an H100 (2,048 threads).
+PIXELS = 128
+WARPS = 2
 SCHEMA = (
     "triton_augment(Tensor images, Tensor index, Tensor? flip, Tensor? shift, Tensor? box, Tensor? brightness, "
     "Tensor? contrast, Tensor mean, Tensor std, ScalarType dtype, int cutout, int side) -> Tensor"
@@ -29,7 +31,7 @@ SCHEMA = (
 
 
 @triton.jit
-def reflected(position: tl.tensor, SOURCE: tl.constexpr) -> tl.tensor:
+def reflected(position, SOURCE: tl.constexpr):
     """See `model.augment.reflect`."""
     return SOURCE - 1 - tl.abs(SOURCE - 1 - tl.abs(position))
 
@@ -40,24 +42,23 @@ def reflected(position: tl.tensor, SOURCE: tl.constexpr) -> tl.tensor:
     do_not_specialize_on_alignment=["index", "flip", "shift", "box", "brightness", "contrast"],
 )
 def augment_kernel(
-    images: tl.tensor,
-    index: tl.tensor,
-    flip: tl.tensor,
-    shift: tl.tensor,
-    box: tl.tensor,
-    brightness: tl.tensor,
-    contrast: tl.tensor,
-    mean: tl.tensor,
-    std: tl.tensor,
-    first: tl.tensor,
-    weights: tl.tensor,
-    out: tl.tensor,
-    cutout: tl.tensor,
+    images,
+    index,
+    flip,
+    shift,
+    box,
+    brightness,
+    contrast,
+    mean,
+    std,
+    filters,
+    out,
+    cutout,
     SOURCE: tl.constexpr,
     SIZE: tl.constexpr,
     TAPS: tl.constexpr,
     PIXELS: tl.constexpr,
-) -> None:
+):
     """PIXELS pixels of one image a program, from TAPS x TAPS pixels of SOURCE x SOURCE each.
 
     Tiles are (channels, pixels): the threads of a warp read neighbouring bytes of one channel. What is written has
@@ -65,10 +66,10 @@ def augment_kernel(
     """
     blocks: tl.constexpr = (SIZE * SIZE + PIXELS - 1) // PIXELS
     image = (tl.program_id(0) // blocks).to(tl.int64)
-    pixel = tl.program_id(0) % blocks * PIXELS + tl.arange(0, PIXELS)
+    pixel = tl.program_id(0) % blocks * PIXELS + tl.arange(0, PIXELS)[None, :]
     channel = tl.arange(0, 4)[:, None]
     inside = pixel < SIZE * SIZE
-    exists = (channel < 3) & inside[None, :]
+    exists = (channel < 3) & inside
     # (value / 255 - mean) / std, brightness and contrast in one multiplication and one addition.
     scale = 1 / (tl.load(std + channel, channel < 3, other=1.0) * 255)
     offset = tl.load(mean + channel, channel < 3, other=0.0) * -255 * scale
@@ -78,8 +79,12 @@ def augment_kernel(
         scale *= tl.load(contrast + image)
         offset *= tl.load(contrast + image)
     top, left = pixel // SIZE, pixel % SIZE
-    if first is not None:
-        top, left = tl.load(first + top, inside, other=0), tl.load(first + left, inside, other=0)
+    if filters is not None:
+        vertical, horizontal = filters + top * (TAPS + 1), filters + left * (TAPS + 1)
+        top, left = (
+            tl.load(vertical, inside, other=0.0).to(tl.int32),
+            tl.load(horizontal, inside, other=0.0).to(tl.int32),
+        )
     source = images + tl.load(index + image) * (3 * SOURCE * SOURCE) + channel * (SOURCE * SOURCE)
     total = tl.zeros((4, PIXELS), tl.float32)
     for i in tl.static_range(TAPS):
@@ -94,33 +99,30 @@ def augment_kernel(
                 source_column = tl.where(tl.load(flip + image), SOURCE - 1 - column, column)
             if shift is not None:
                 source_column = reflected(source_column + tl.load(shift + image * 2 + 1).to(tl.int32), SOURCE)
-            value = tl.load(source + (source_row * SOURCE + source_column)[None, :], exists, other=0)
+            value = tl.load(source + source_row * SOURCE + source_column, exists, other=0)
             value = value.to(tl.float32) * scale + offset
             if box is not None:
                 down, right = row - tl.load(box + image * 2), column - tl.load(box + image * 2 + 1)
                 cut = (down >= 0) & (down < cutout) & (right >= 0) & (right < cutout)
-                value = tl.where(cut[None, :], 0.0, value)
-            if weights is not None:
-                vertical = tl.load(weights + pixel // SIZE * TAPS + i, inside, other=0.0)
-                horizontal = tl.load(weights + pixel % SIZE * TAPS + j, inside, other=0.0)
-                value *= (vertical * horizontal)[None, :]
+                value = tl.where(cut, 0.0, value)
+            if filters is not None:
+                value *= tl.load(vertical + 1 + i, inside, other=0.0) * tl.load(horizontal + 1 + j, inside, other=0.0)
             total += value
-    at = image * (3 * SIZE * SIZE) + pixel[None, :] * 3 + channel
+    at = image * (3 * SIZE * SIZE) + pixel * 3 + channel
     tl.store(out + at, total.to(out.dtype.element_ty), exists)
 
 
 @cache
-def taps(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of which pixels of a line the filter makes each of `side` pixels: the first, int32 (side,), and the weights of
-    it and those behind it, float32 (side, taps); `kernels.augment.shrinking` without its zeros.
+def resize_filters(side: int, device: torch.device) -> Tensor:
+    """For each of `side` pixels of a line the first of the pixels that it is made of, and the weights of that one and
+    those behind it: float32 (side, 1 + taps); `kernels.augment.shrinking` without its zeros.
 
     Copied to the device when it is first wanted, which must not be while a CUDA graph is captured.
     """
     weights = shrinking(side)[:, :side].T
-    most = int((weights > 0).sum(1).max())
-    first = (weights > 0).int().argmax(1).clamp(max=SIDE - most)
-    kept = weights.gather(1, first[:, None] + torch.arange(most))
-    return first.int().to(device), kept.to(device)
+    taps = int((weights > 0).sum(1).max())
+    first = (weights > 0).int().argmax(1, keepdim=True).clamp(max=SIDE - taps)
+    return torch.cat([first, weights.gather(1, first + torch.arange(taps))], 1).to(device)
 
 
 def launch(
@@ -139,14 +141,14 @@ def launch(
 ) -> Tensor:
     """See `model.augment.augment`; the plan in pieces."""
     out = new(images, (len(index), 3, side, side), dtype)
-    first, weights = (None, None) if side == SIDE else taps(side, images.device)
-    tensors = (images, index, flip, shift, box, brightness, contrast, mean, std, first, weights, out)
+    filters = None if side == SIDE else resize_filters(side, images.device)
+    tensors = (images, index, flip, shift, box, brightness, contrast, mean, std, filters, out)
     augment_kernel[(len(index) * triton.cdiv(side**2, PIXELS),)](
         *tensors,
         cutout,
         SOURCE=SIDE,
         SIZE=side,
-        TAPS=1 if weights is None else weights.size(1),
+        TAPS=1 if filters is None else filters.size(1) - 1,
         PIXELS=PIXELS,
         num_warps=WARPS,
     )
@@ -161,7 +163,7 @@ def shapes(images: Tensor, index: Tensor, *others: Any) -> Tensor:
 
 def traffic(arguments: tuple[Any, ...], out: Tensor) -> int:
     """The batch's rows of the dataset, the plan and the images."""
-    rows = len(out) * arguments[0][0].nbytes
+    rows: int = len(out) * arguments[0][0].nbytes
     return rows + out.nbytes + sum(each.nbytes for each in arguments[1:] if isinstance(each, Tensor))
 
 

@@ -3,13 +3,14 @@
 Sums are taken in the same order each time: one number a block, then one program over all blocks.
 """
 
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 from fastcifar.model.kernels.triton_operators import define, supported
@@ -23,7 +24,7 @@ WARPS = 4
 
 
 @triton.jit
-def row_tile(logits: tl.tensor, images: tl.tensor, CLASSES: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr) -> tl.tensor:
+def row_tile(logits, images, CLASSES: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr):
     """The program's rows, whether they exist, the columns, and the logits (ROWS, COLUMNS) in float32 from which each
     row's largest is subtracted; -inf behind the last class."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -36,16 +37,16 @@ def row_tile(logits: tl.tensor, images: tl.tensor, CLASSES: tl.constexpr, COLUMN
 
 @triton.jit(do_not_specialize=["images"])
 def loss_kernel(
-    logits: tl.tensor,
-    labels: tl.tensor,
-    weights: tl.tensor,
-    partial: tl.tensor,
-    images: tl.tensor,
-    smoothing: tl.tensor,
+    logits,
+    labels,
+    weights,
+    partial,
+    images,
+    smoothing,
     CLASSES: tl.constexpr,
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
-) -> None:
+):
     """Of ROWS images the sum of losses and the number of correct predictions, into partial (2, programs)."""
     row, inside, column, x = row_tile(logits, images, CLASSES, COLUMNS, ROWS)
     label = tl.load(labels + row, inside, other=0)
@@ -62,7 +63,7 @@ def loss_kernel(
 
 
 @triton.jit(do_not_specialize=["blocks", "images"])
-def metrics_kernel(partial: tl.tensor, loss: tl.tensor, metrics: tl.tensor, blocks: tl.tensor, images: tl.tensor, BLOCK: tl.constexpr) -> None:
+def metrics_kernel(partial, loss, metrics, blocks, images, BLOCK: tl.constexpr):
     """Sum up partial (2, blocks): the loss, and what the metrics increase by; one program."""
     losses, correct = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     for start in range(0, blocks, BLOCK):
@@ -78,17 +79,17 @@ def metrics_kernel(partial: tl.tensor, loss: tl.tensor, metrics: tl.tensor, bloc
 
 @triton.jit(do_not_specialize=["images"])
 def loss_backward_kernel(
-    logits: tl.tensor,
-    labels: tl.tensor,
-    weights: tl.tensor,
-    grad: tl.tensor,
-    out: tl.tensor,
-    images: tl.tensor,
-    smoothing: tl.tensor,
+    logits,
+    labels,
+    weights,
+    grad,
+    out,
+    images,
+    smoothing,
     CLASSES: tl.constexpr,
     COLUMNS: tl.constexpr,
     ROWS: tl.constexpr,
-) -> None:
+):
     """The gradient of ROWS images' logits from that of the loss, a scalar: softmax less the smoothed label."""
     row, inside, column, x = row_tile(logits, images, CLASSES, COLUMNS, ROWS)
     label = tl.load(labels + row, inside, other=0)
