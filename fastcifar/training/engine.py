@@ -14,6 +14,7 @@ from fastcifar.errors import FastcifarError, MachineError, UsageError, nearest
 from fastcifar.model.kernels.install import compile_kernels, install, missing_triton
 from fastcifar.recipes.parse import bind_overrides
 from fastcifar.training.launch import GraphedSteps, Steps
+from fastcifar.training.optim import Optimizer
 from fastcifar.training.step import TrainState
 
 ENGINES = ("eager", "compiled", "graph", "auto")
@@ -57,6 +58,10 @@ class OwnKernels(Engine):
         installed = install(state.network, state.device)
         state.augment_images = installed.augment or state.augment_images
         state.loss_and_metrics = installed.loss_and_metrics or state.loss_and_metrics
+        if state.device.type == "cuda" and isinstance(state.optimizer, Optimizer):
+            from fastcifar.training import fused_update
+
+            fused_update.install(state.optimizer)
 
     def missing(self, device: torch.device) -> str | None:
         """The compiler's complaint, where the kernels cannot be compiled; Triton; or kernels for such a device."""

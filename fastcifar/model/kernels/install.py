@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcifar.model.kernels import convolution, norm_act
 from fastcifar.model.kernels.augment import augment_cpu
-from fastcifar.model.kernels.build import library
+from fastcifar.model.kernels.build import library, private_folder, warn_not_kept
 
 SOURCES = ("convolution", "norm_act", "augment")
 
@@ -59,6 +60,17 @@ def install_cpu(network: nn.Module) -> tuple[Callable[..., Tensor], None]:
     return augment_cpu, None
 
 
-def install_triton(network: nn.Module) -> tuple[None, None]:
-    """The kernels in Triton."""
-    return None, None
+def install_triton(network: nn.Module) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """The kernels in Triton, which compiles each when it is first launched and keeps it. The whitening comes first: it
+    takes in the activation behind it, which must not look replaced to it."""
+    try:
+        os.environ.setdefault("TRITON_CACHE_DIR", str(private_folder() / "triton"))
+    except OSError as error:
+        warn_not_kept(error)
+    from fastcifar.model.kernels import triton_layers, triton_whiten
+    from fastcifar.model.kernels.triton_augment import augment_cuda
+    from fastcifar.model.kernels.triton_loss import loss_and_metrics
+
+    triton_whiten.install(network)
+    triton_layers.install(network)
+    return augment_cuda, loss_and_metrics
