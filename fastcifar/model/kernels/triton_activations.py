@@ -7,8 +7,8 @@ takes about 45 instructions a number. The formulas here take 17, and differ from
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 
 
 @triton.jit

@@ -11,8 +11,8 @@ sample variance", 1983).
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 
 from fastcifar.model.kernels.triton_pointwise import activate, slope
 

@@ -13,8 +13,8 @@ from functools import partial
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-untyped]
-import triton.language as tl  # type: ignore[import-untyped]
+import triton
+import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional as F
 
