@@ -141,8 +141,10 @@ class TrainState:
 
     def augment(self, plan: AugmentPlan) -> Tensor:
         """The planned training images, (B, 3, side, side), as large as they are at this step."""
-        cutout, side = self.recipe.data.cutout, self.resolutions[self.step]
-        return self.augment_images(self.images, plan, self.mean, self.std, self.dtype, cutout, side)
+        data, side = self.recipe.data, self.resolutions[self.step]
+        return self.augment_images(
+            self.images, plan, self.mean, self.std, self.dtype, data.cutout, side, data.antialias
+        )
 
     def whiten(self) -> None:
         """Set the whitening from a random sample of training images, as they are; other networks have none."""

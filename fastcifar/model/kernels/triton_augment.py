@@ -26,7 +26,7 @@ PIXELS = 128
 WARPS = 2
 SCHEMA = (
     "triton_augment(Tensor images, Tensor index, Tensor? flip, Tensor? shift, Tensor? box, Tensor? brightness, "
-    "Tensor? contrast, Tensor mean, Tensor std, ScalarType dtype, int cutout, int side) -> Tensor"
+    "Tensor? contrast, Tensor mean, Tensor std, ScalarType dtype, int cutout, int side, bool antialias) -> Tensor"
 )
 
 
@@ -113,13 +113,13 @@ def augment_kernel(
 
 
 @cache
-def resize_filters(side: int, device: torch.device) -> Tensor:
+def resize_filters(side: int, antialias: bool, device: torch.device) -> Tensor:
     """For each of `side` pixels of a line the first of the pixels that it is made of, and the weights of that one and
     those behind it: float32 (side, 1 + taps); `kernels.augment.shrinking` without its zeros.
 
     Copied to the device when it is first wanted, which must not be while a CUDA graph is captured.
     """
-    weights = shrinking(side)[:, :side].T
+    weights = shrinking(side, antialias)[:, :side].T
     taps = int((weights > 0).sum(1).max())
     first = (weights > 0).int().argmax(1, keepdim=True).clamp(max=SIDE - taps)
     return torch.cat([first, weights.gather(1, first + torch.arange(taps))], 1).to(device)
@@ -138,10 +138,11 @@ def launch(
     dtype: torch.dtype,
     cutout: int,
     side: int,
+    antialias: bool,
 ) -> Tensor:
     """See `model.augment.augment`; the plan in pieces."""
     out = new(images, (len(index), 3, side, side), dtype)
-    filters = None if side == SIDE else resize_filters(side, images.device)
+    filters = None if side == SIDE else resize_filters(side, antialias, images.device)
     tensors = (images, index, flip, shift, box, brightness, contrast, mean, std, filters, out)
     augment_kernel[(len(index) * triton.cdiv(side**2, PIXELS),)](
         *tensors,
@@ -157,7 +158,7 @@ def launch(
 
 def shapes(images: Tensor, index: Tensor, *others: Any) -> Tensor:
     """What `launch` gives, not computed."""
-    dtype, _, side = others[-3:]
+    dtype, _, side, _ = others[-4:]
     return new(images, (len(index), 3, side, side), dtype)
 
 
@@ -171,13 +172,20 @@ OPERATOR = define(SCHEMA, launch, shapes, traffic)
 
 
 def augment_cuda(
-    images: Tensor, plan: AugmentPlan, mean: Tensor, std: Tensor, dtype: torch.dtype, cutout: int = 0, side: int = SIDE
+    images: Tensor,
+    plan: AugmentPlan,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype,
+    cutout: int = 0,
+    side: int = SIDE,
+    antialias: bool = True,
 ) -> Tensor:
     """See `model.augment.augment`, which does what the kernel does not: other devices, smaller and larger images."""
     changes = (plan.flip, plan.shift, plan.box, plan.brightness, plan.contrast)
     tensors = (images, plan.index, mean, std, *(each for each in changes if each is not None))
     dense = all(each.is_contiguous() for each in tensors)
     if not (SMALLEST_SIDE <= side <= SIDE and dense and supported(*tensors)):
-        return augment(images, plan, mean, std, dtype, cutout, side)
-    out: Tensor = OPERATOR(images, plan.index, *changes, mean, std, dtype, cutout, side)
+        return augment(images, plan, mean, std, dtype, cutout, side, antialias)
+    out: Tensor = OPERATOR(images, plan.index, *changes, mean, std, dtype, cutout, side, antialias)
     return out

@@ -24,7 +24,8 @@ from fastcifar.model.kernels.triton_operators import INTERPRETED
 from fastcifar.model.network import Network
 from fastcifar.recipes.schema import Data, Whiten
 from fastcifar.recipes.schema import Network as NetworkRecipe
-from fastcifar.training.step import add_metrics, summed_loss
+from fastcifar.training.step import loss_and_metrics as plain_loss_and_metrics
+from fastcifar.training.step import summed_loss
 
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3], device=DEVICE), torch.tensor([0.2, 0.25, 0.3], device=DEVICE)
@@ -93,7 +94,7 @@ def test_augment_for_every_combination_of_parts(parts: int) -> None:
     expected = augment(images, plan, MEAN, STD, torch.float32, 9, side)
     found = triton_augment.OPERATOR(
         images, plan.index, plan.flip, plan.shift, plan.box, plan.brightness, plan.contrast, MEAN, STD,
-        torch.float32, 9, side,
+        torch.float32, 9, side, True,
     )  # fmt: skip
     torch.testing.assert_close(found, expected, atol=5e-6, rtol=1e-5)
 
@@ -108,6 +109,7 @@ def test_augment_for_every_combination_of_parts(parts: int) -> None:
 )
 def test_augment_at_every_side(side: int, dtype: torch.dtype) -> None:
     check_augment(side, dtype)
+    check_augment(side, dtype, antialias=False)
 
 
 def test_augment_in_blocks() -> None:
@@ -116,10 +118,10 @@ def test_augment_in_blocks() -> None:
         check_augment(side, torch.float32)
 
 
-def check_augment(side: int, dtype: torch.dtype) -> None:
+def check_augment(side: int, dtype: torch.dtype, antialias: bool = True) -> None:
     images, plan = images_and_plan(Data("alternating", 2, 11, 0.1, 0.1))
-    expected = augment(images, plan, MEAN, STD, dtype, 11, side)
-    found = augment_cuda(images, plan, MEAN, STD, dtype, 11, side)
+    expected = augment(images, plan, MEAN, STD, dtype, 11, side, antialias)
+    found = augment_cuda(images, plan, MEAN, STD, dtype, 11, side, antialias)
     assert found.dtype == dtype and found.stride() == expected.stride()
     torch.testing.assert_close(found.float(), expected.float(), atol=ROUNDING[dtype], rtol=ROUNDING[dtype])
 
@@ -151,22 +153,23 @@ def test_augment_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_augment_counts_the_rows_of_the_batch_alone() -> None:
     images, plan = images_and_plan(Data("random", 2))
-    arguments = (images, plan.index, plan.flip, plan.shift, None, None, None, MEAN, STD, torch.float16, 0, 32)
+    arguments = (images, plan.index, plan.flip, plan.shift, None, None, None, MEAN, STD, torch.float16, 0, 32, True)
     out = triton_augment.OPERATOR(*arguments)
     plans = 3 * (8 + 1 + 16) + 2 * 12
     assert triton_augment.traffic(arguments, out) == 3 * 3072 + 3 * 3072 * 2 + plans
 
 
+@pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("side", [16, 17, 20, 23, 24, 28, 31])
-def test_taps_are_few_and_all_there_is(side: int) -> None:
-    filters = triton_augment.resize_filters(side, DEVICE)
+def test_taps_are_few_and_all_there_is(side: int, antialias: bool) -> None:
+    filters = triton_augment.resize_filters(side, antialias, DEVICE)
     lines = torch.zeros(side, 32, device=DEVICE)
     for row, (first, *weights) in zip(lines, filters.tolist(), strict=True):
         assert len(weights) <= 4 and 0 <= first <= 32 - len(weights)
         row[int(first) : int(first) + len(weights)] = torch.tensor(weights, device=DEVICE)
     torch.testing.assert_close(lines.sum(1), torch.ones(side, device=DEVICE))
     picture = random(1, 1, 32, 32)
-    expected = F.interpolate(picture, (side, side), mode="bilinear", antialias=True)
+    expected = F.interpolate(picture, (side, side), mode="bilinear", antialias=antialias)
     torch.testing.assert_close(lines @ picture[0, 0] @ lines.T, expected[0, 0], atol=1e-5, rtol=1e-5)
 
 
@@ -278,7 +281,7 @@ def check_loss(logits: Tensor, labels: Tensor, smoothing: float, weights: Tensor
     rounding = {torch.float32: 1e-6, torch.float16: 6e-4}[logits.dtype]
     torch.testing.assert_close(given.grad.double(), exact.grad, atol=1e-6, rtol=rounding)
     expected = torch.tensor([1.0, 2.0, 3.0], device=DEVICE)
-    add_metrics(expected, summed_loss(logits, labels, smoothing, weights), logits, labels)
+    plain_loss_and_metrics(logits, labels, smoothing, weights, expected)
     torch.testing.assert_close(metrics, expected, atol=1e-4, rtol=2e-6)
     assert metrics[1:].equal(expected[1:])
 

@@ -45,7 +45,7 @@ def inputs() -> Iterator[NDArray[np.generic]]:
         yield random.integers(0, 25, (6, 2), dtype=np.int64)
         for count in (6, 6, 3, 3):
             yield normal(count)
-        yield shrinking(24).numpy()
+        yield shrinking(24, True).numpy()
 
 
 def run(compiler: str, march: str, runner: list[str], folder: Path) -> NDArray[np.float32]:
