@@ -2,8 +2,8 @@
 
 For each recipe and each kind of step: PyTorch's operators, kernels, the FLOPs of convolutions and the bytes of each
 sort of work. Operators are recorded over fake CUDA tensors, kernels and bytes follow by `kernel_rules`: counted, not
-measured. The two figures that matter are the kernels and the bytes outside convolutions. What stands before a device's
-part of a step (rates, the batch's plan) and the evaluation are not counted.
+measured. The two figures that matter are the kernels and the bytes outside convolutions. What comes before the
+device's part of a step (rates, the batch's plan) and the evaluation are not counted.
 """
 
 from __future__ import annotations

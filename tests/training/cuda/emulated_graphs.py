@@ -47,11 +47,11 @@ class Call:
             tensor.copy_(outputs[place])
 
 
-class Capture(TorchDispatchMode):
+class Capture(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the operators inside its `with` block, and undoes at its end what they did to memory made before."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self.made: dict[int, torch.UntypedStorage] = {}  # kept: an address names one storage for the whole capture
         self.before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}  # and its content before
@@ -72,7 +72,7 @@ class Capture(TorchDispatchMode):
             key = storage(tensor)
             if key not in self.made and key not in self.before:
                 memory = tensor.untyped_storage()
-                self.before[key] = memory, memory.clone()
+                self.before[key] = memory, memory.clone()  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs)
         call = Call(func, args, kwargs)
         known = {storage(tensor) for tensor in tensors_in((args, kwargs))}
@@ -123,11 +123,11 @@ class EmulatedStream:
         """Nothing to wait for."""
 
 
-class LaunchedOneByOne(TorchDispatchMode):
+class LaunchedOneByOne(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the convolutions inside its `with` block that are in no graph: work that the host launched one by one."""
 
     def __init__(self, log: Log) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.log = log
         self.convolutions = 0
 
@@ -167,7 +167,7 @@ def emulated_graphs() -> Iterator[Log]:
             capture.undo()
         cuda_graph.calls = capture.calls
 
-    stand_ins = {
+    stand_ins: dict[str, Any] = {
         "CUDAGraph": type("EmulatedGraph", (EmulatedGraph,), {"log": log}),
         "graph": graph,
         "graph_pool_handle": lambda: (0, 1),

@@ -127,11 +127,11 @@ def fake_cuda() -> Iterator[None]:
 
 def fake_dataset(train: int = 50_000, test: int = 10_000) -> Dataset:
     """A dataset of the size of CIFAR-10; to be called inside `fake_cuda`."""
-    splits = [
-        Split(torch.empty(count, 3, 32, 32, dtype=torch.uint8), torch.empty(count, dtype=torch.int64))
-        for count in (train, test)
-    ]
-    return Dataset("fake", tuple("abcdefghij"), *splits, (0.5,) * 3, (0.25,) * 3, "", False, "")
+
+    def split(count: int) -> Split:
+        return Split(torch.empty(count, 3, 32, 32, dtype=torch.uint8), torch.empty(count, dtype=torch.int64))
+
+    return Dataset("fake", tuple("abcdefghij"), split(train), split(test), (0.5,) * 3, (0.25,) * 3, "", False, "")
 
 
 def fake_state(recipe: str) -> TrainState:
@@ -232,11 +232,11 @@ def draws_random_numbers(func: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in func.tags
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the operators that run inside its `with` block, in order; the last may be one that failed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operators: list[Operator] = []
         self.ranges: list[str] = []
         self.first_loss_node: float = math.inf  # the sequence number of the loss's first autograd node

@@ -1,9 +1,10 @@
-// What PyTorch's autograd and its choice of operators ask of CUDA, answered where there is no GPU, so that whole training
-// steps run over fake CUDA tensors. Preloaded (LD_PRELOAD), it stands in front of libtorch's own `getCUDAHooks`.
+// What PyTorch's autograd and its choice of operators ask of CUDA, answered where there is no GPU, so that whole
+// training steps run over fake CUDA tensors. Preloaded (LD_PRELOAD), it stands in front of libtorch's own
+// `getCUDAHooks`.
 #include <ATen/detail/CUDAHooksInterface.h>
 
 namespace {
-constexpr long CUDNN = 92400; // what the choice of operators takes for the version of cuDNN: 9.24
+constexpr long CUDNN = 92400;  // what the choice of operators takes for the version of cuDNN: 9.24
 
 struct NoGpu final : at::CUDAHooksInterface {
   // Autograd asks which devices have a context, to return to them; without an answer it fails.
@@ -19,11 +20,11 @@ struct NoGpu final : at::CUDAHooksInterface {
   double batchnormMinEpsilonCuDNN() const override { return 0.0; }
   bool supportsBFloat16ConvolutionWithCuDNNv8() const override { return true; }
 };
-} // namespace
+}  // namespace
 
 namespace at::detail {
-const CUDAHooksInterface &getCUDAHooks() {
-  static const NoGpu *const hooks = new NoGpu; // never destroyed: threads ask until the process ends
+const CUDAHooksInterface& getCUDAHooks() {
+  static const NoGpu* const hooks = new NoGpu;  // never destroyed: threads ask until the process ends
   return *hooks;
 }
-} // namespace at::detail
+}  // namespace at::detail

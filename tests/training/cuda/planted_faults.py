@@ -74,8 +74,8 @@ def keeping_gradients(state: TrainState) -> AbstractContextManager[Any]:
 
 def contiguous_filters(state: TrainState) -> AbstractContextManager[Any]:
     """The filters of one convolution lie channel by channel."""
-    layer = state.network.get_submodule("group2.conv1")
-    layer.weight.data = layer.weight.data.contiguous()
+    filters = state.network.get_parameter("group2.conv1.weight")
+    filters.data = filters.data.contiguous()
     return nullcontext()
 
 
