@@ -34,10 +34,10 @@ LARGEST_KERNEL = 3  # pixels
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_NUMBERS = 2**31 - 1  # of a map: the kernels count in 32 bits
 
-# The tensor cores multiply (pixels, 16 of a filter's 12 numbers) by (16, 8 channels) at once: with 8 channels after the
-# other none of 24 is computed in vain, in tiles of 32 a quarter would be. 256 pixels are four such products of 64 for
-# a group of four warps, and two output vectors of 16 bytes a thread; at 64 registers eight blocks fill half of a
-# multiprocessor of an H100, with 48 KB of images on their way.
+# The tensor cores multiply (pixels, 16) by (16, 8): a filter's 12 numbers and four zeros, in 8 channels. Eight channels
+# after the other waste no activation on channels that are not there; a tile of 32 for 24 would, a quarter of them.
+# 256 pixels are four products of 64 for a group of four warps, and two output vectors of 16 bytes a thread; at 64
+# registers eight blocks fill half of a multiprocessor of an H100, with 48 KB of images on their way.
 PIXELS = 256
 WARPS = 4
 COLUMNS = 8

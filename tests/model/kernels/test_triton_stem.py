@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fastcifar.model.network import DTYPES
 from fastcifar.recipes.parse import load_recipe, recipe_names
-from fastcifar.recipes.schema import Data, Network, Recipe, Whiten
+from fastcifar.recipes.schema import Data, Network, Recipe, Training, Whiten
 from fastcifar.training.step import resolutions
 
 triton = pytest.importorskip("triton")
@@ -164,7 +164,7 @@ def check_code(launches: list[Launch], capability: int) -> None:
         assert re.search(r"\bSTG\b", code) and not re.search(r"\b(LDL|STL)\b", code), described(launch)  # no spills
         barriers = len(re.findall(r"\bBAR\b", code))
         if launch[0].__name__ == "augment_kernel":
-            assert barriers <= 1, described(launch)  # pixels change threads once, to be written
+            assert barriers <= 3, described(launch)  # pixels change threads once, to be written (float32: three)
 
 
 @pytest.fixture
@@ -185,4 +185,6 @@ def test_compiled_for_all_recipes(capability: int, monkeypatch: pytest.MonkeyPat
     steps = [(recipe, side, 10) for recipe in recipes for side in resolutions(recipe, 100)]
     other = Recipe(data=Data(cutout=8), network=Network(whiten=Whiten(3, 1, activation="silu")))
     last = Recipe(network=Network(whiten=Whiten(signs=1, bias=False, activation="celu")))
-    check_code(recorded(monkeypatch, [*dict.fromkeys(steps), (other, 16, 100), (last, 32, 1000)]), capability)
+    steps += [(other, 16, 100), (last, 32, 1000)]
+    steps += [(Recipe(training=Training(precision=precision)), 32, 10) for precision in DTYPES]  # type: ignore[arg-type]
+    check_code(recorded(monkeypatch, dict.fromkeys(steps)), capability)
