@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -15,7 +16,7 @@ from fastcifar.model.kernels.install import compile_kernels, install, missing_tr
 from fastcifar.recipes.parse import bind_overrides
 from fastcifar.training.launch import GraphedSteps, Steps
 from fastcifar.training.optim import Optimizer
-from fastcifar.training.step import TrainState
+from fastcifar.training.step import TrainState, loss_and_metrics
 
 ENGINES = ("eager", "compiled", "graph", "auto")
 
@@ -57,7 +58,8 @@ class OwnKernels(Engine):
         """Put the kernels in place of the layers they can compute. Raises MachineError where they do not compile."""
         installed = install(state.network, state.device)
         state.augment_images = installed.augment or state.augment_images
-        state.loss_and_metrics = installed.loss_and_metrics or state.loss_and_metrics
+        if installed.loss_and_metrics is not None:
+            state.loss_and_metrics = partial(installed.loss_and_metrics, loss_and_metrics)
         if state.device.type == "cuda" and isinstance(state.optimizer, Optimizer):
             from fastcifar.training import fused_update
 

@@ -19,7 +19,8 @@ SOURCES = ("convolution", "norm_act", "augment")
 @dataclass(frozen=True)
 class Installed:
     """What stands for PyTorch's operators now: `augment` for `model.augment.augment`, `loss_and_metrics` for that of
-    `training.step` (None: nothing does), and by the name of each replaced layer the class that it had."""
+    `training.step`, which it takes as its first argument (None: nothing does), and by the name of each replaced layer
+    the class that it had."""
 
     augment: Callable[..., Tensor] | None
     loss_and_metrics: Callable[..., Tensor] | None

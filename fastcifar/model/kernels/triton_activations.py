@@ -1,4 +1,4 @@
-"""Activations and their derivatives for Triton kernels, in float32.
+"""The activations that our Triton kernels know: which they are, and their arithmetic in float32.
 
 A kernel that applies GELU by the error function of CUDA's library waits for arithmetic on an H100, not for memory: that
 takes about 45 instructions a number. The formulas here take 17, and differ from GELU by an absolute 5e-7 at most.
@@ -7,8 +7,32 @@ takes about 45 instructions a number. The formulas here take 17, and differ from
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import triton
 import triton.language as tl
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CELU_ALPHA = 0.3
+# PyTorch's own, for what the kernels cannot do.
+DEFINITIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "celu": partial(F.celu, alpha=CELU_ALPHA),
+}
+
+
+def kind_of(act: nn.Module) -> str | None:
+    """The activation as the kernels call it, by its definition; None for a layer that is none they know."""
+    if type(act) is nn.GELU and act.approximate == "none":
+        return "gelu"
+    if type(act) is nn.SiLU:
+        return "silu"
+    if type(act) is nn.CELU and act.alpha == CELU_ALPHA:
+        return "celu"
+    return None
 
 
 @triton.jit

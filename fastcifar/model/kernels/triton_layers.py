@@ -8,7 +8,6 @@ for the device, and no size depends on data: a CUDA graph can hold all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,16 +18,10 @@ from fastcifar.model.kernels import triton_norm as norm_operators
 from fastcifar.model.kernels import triton_pointwise as pointwise
 from fastcifar.model.kernels.build import Fused
 from fastcifar.model.kernels.convolution import is_plain_pool
+from fastcifar.model.kernels.triton_activations import DEFINITIONS, kind_of
 from fastcifar.model.kernels.triton_operators import supported
 from fastcifar.model.network import BatchNorm, ConvGroup, GlobalMax, Projection
 
-CELU_ALPHA: float = pointwise.CELU_ALPHA.value
-# PyTorch's own, for what the kernels cannot do.
-DEFINITIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "celu": lambda x: F.celu(x, CELU_ALPHA),
-}
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_NUMBERS = 2**31  # the kernels count in 32 bits
 
@@ -194,14 +187,3 @@ def install(network: nn.Module) -> None:
 def is_plain_norm(norm: nn.Module) -> bool:
     """Whether this is a BatchNorm of ours whose whole batch is normalised."""
     return type(norm) is BatchNorm and not norm.ghost
-
-
-def kind_of(act: nn.Module) -> str | None:
-    """The activation as the kernels call it, by its definition; None for a layer that is none they know."""
-    if type(act) is nn.GELU and act.approximate == "none":
-        return "gelu"
-    if type(act) is nn.SiLU:
-        return "silu"
-    if type(act) is nn.CELU and act.alpha == CELU_ALPHA:
-        return "celu"
-    return None

@@ -6,6 +6,7 @@ Sums are taken in the same order each time: one number a block, then one program
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -189,11 +190,16 @@ def suits(logits: Tensor) -> bool:
 
 
 def loss_and_metrics(
-    logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None, metrics: Tensor
+    plain: Callable[..., Tensor],
+    logits: Tensor,
+    labels: Tensor,
+    label_smoothing: float,
+    weights: Tensor | None,
+    metrics: Tensor,
 ) -> Tensor:
-    """The loss that `training.step.summed_loss` computes, a float32 scalar, of logits (B, classes) that `suits`
-    accepts, with labels int64 (B,) and weights float32 (B,); what `add_metrics` does to the metrics, float32 (3,), is
-    done.
-    """
+    """See `training.step.loss_and_metrics`, which is `plain` and does what the kernels do not: other types, very many
+    classes."""
+    if not suits(logits):
+        return plain(logits, labels, label_smoothing, weights, metrics)
     loss: Tensor = Loss.apply(logits.contiguous(), labels, label_smoothing, weights, metrics)
     return loss

@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastcifar.model.kernels.triton_pointwise import activate, slope
+from fastcifar.model.kernels.triton_activations import activate, slope
 
 
 @triton.jit

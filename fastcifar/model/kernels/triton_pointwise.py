@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcifar.model.kernels.build import new
+from fastcifar.model.kernels.triton_activations import activate, slope
 from fastcifar.model.kernels.triton_operators import define
 
-CELU_ALPHA = tl.constexpr(0.3)
 # Programs of 256 threads; four of them fill half of a multiprocessor (2,048 threads) at up to 64 registers a thread.
 # With two 16-byte loads of each thread on their way that is 32 KiB a multiprocessor; H100 needs about 18 KiB
 # (3.35 TB/s x 0.7 us / 132) to keep its memory busy.
@@ -47,50 +47,6 @@ def split(pixels: int, channels: int, elements: int, most: int) -> Split:
     tiles = triton.cdiv(pixels, rows)
     per = triton.cdiv(tiles, most)
     return Split(triton.cdiv(tiles, per), per, rows, columns)
-
-
-@triton.jit
-def normal(u):
-    """e^(-u^2 / 2), and the share of a normal distribution below u, to an absolute 1e-7 (Abramowitz and Stegun,
-    "Handbook of Mathematical Functions", 7.1.26).
-
-    With the exponential shared, the gradient of GELU takes 528 instructions for 16 numbers, loads and stores included,
-    and 904 with `erf`, which is more than there is time for while the memory delivers them.
-    """
-    e = tl.exp(-0.5 * u * u)
-    t = 1 / (1 + 0.3275911 * 0.7071067811865476 * tl.abs(u))
-    series = 0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429)))
-    tail = 0.5 * e * t * series
-    return e, tl.where(u < 0, tail, 1 - tail)
-
-
-@triton.jit
-def activate(u, KIND: tl.constexpr):
-    """The activation of float32 numbers."""
-    if KIND == "gelu":
-        _, below = normal(u)
-        y = u * below
-    elif KIND == "silu":
-        y = u * tl.sigmoid(u)
-    else:
-        tl.static_assert(KIND == "celu")
-        y = tl.where(u > 0, u, CELU_ALPHA * (tl.exp(u * (1 / CELU_ALPHA)) - 1))
-    return y
-
-
-@triton.jit
-def slope(u, KIND: tl.constexpr):
-    """The derivative of the activation at float32 numbers."""
-    if KIND == "gelu":
-        e, below = normal(u)
-        d = below + u * (0.3989422804014327 * e)
-    elif KIND == "silu":
-        s = tl.sigmoid(u)
-        d = s * (1 + u * (1 - s))
-    else:
-        tl.static_assert(KIND == "celu")
-        d = tl.where(u > 0, 1.0, tl.exp(u * (1 / CELU_ALPHA)))
-    return d
 
 
 @triton.jit(do_not_specialize=["units"])

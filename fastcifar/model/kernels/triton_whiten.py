@@ -8,28 +8,18 @@ from the images (12 MB for 2,000 of them in half precision) instead of reading i
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from fastcifar.model.kernels.build import Fused, new
-from fastcifar.model.kernels.triton_activations import activate, slope
+from fastcifar.model.kernels.triton_activations import DEFINITIONS, activate, kind_of, slope
 from fastcifar.model.kernels.triton_operators import define, supported
 from fastcifar.model.network import Network
 
-CELU_ALPHA = 0.3
-DEFINITIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "silu": F.silu,
-    "celu": partial(F.celu, alpha=CELU_ALPHA),
-}
-KINDS: dict[type[nn.Module], str] = {nn.GELU: "gelu", nn.SiLU: "silu", nn.CELU: "celu"}
 LARGEST_KERNEL = 3  # pixels
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_NUMBERS = 2**31 - 1  # of a map: the kernels count in 32 bits
@@ -282,14 +272,8 @@ def install(network: nn.Module) -> None:
     if type(network) is not Network or network.recipe.project:
         return
     whiten, act = network.whiten, network.act
-    if type(whiten) is nn.Conv2d and whiten.kernel_size[0] <= LARGEST_KERNEL and is_known(act):
-        kind = KINDS[type(act)]
+    kind = kind_of(act)
+    if type(whiten) is nn.Conv2d and whiten.kernel_size[0] <= LARGEST_KERNEL and kind is not None:
         whiten.__class__ = WhitenAct
         whiten.kind = kind  # type: ignore[assignment]
         act.__class__ = Fused
-
-
-def is_known(act: nn.Module) -> bool:
-    """Whether this is an activation that the kernels know, by its definition."""
-    plain = getattr(act, "approximate", "none") == "none" and getattr(act, "alpha", CELU_ALPHA) == CELU_ALPHA
-    return type(act) in KINDS and plain
