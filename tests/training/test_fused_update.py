@@ -83,7 +83,7 @@ def train(network: Network, optimizer: Optimizer, like: Network) -> list[list[Te
     """The parameters before and after each step; the gradients are numbers that the types of `like` have."""
     seen = []
     for step in range(STEPS):
-        seen.append([parameter.detach().double().clone() for parameter in network.parameters()])
+        seen.append([parameter.detach().cpu().double().clone() for parameter in network.parameters()])
         optimizer.begin(step)
         generator = torch.Generator().manual_seed(step)
         for parameter, model in zip(network.parameters(), like.parameters(), strict=True):
@@ -92,14 +92,16 @@ def train(network: Network, optimizer: Optimizer, like: Network) -> list[list[Te
                 parameter.grad = torch.empty_like(parameter).copy_(numbers)
         optimizer.update(step)
         assert all(parameter.grad is None for parameter in network.parameters())
-    return [*seen, [parameter.detach().double() for parameter in network.parameters()]]
+    return [*seen, [parameter.detach().cpu().double() for parameter in network.parameters()]]
 
 
-@interpreted
 @pytest.mark.parametrize(("name", "dtype"), CASES)
-def test_training_follows_that_of_the_plain_optimizer_in_float64(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=interpreted), pytest.param("cuda", marks=[plain_process, pytest.mark.gpu])]
+)
+def test_training_follows_that_of_the_plain_optimizer_in_float64(name: str, dtype: torch.dtype, device: str) -> None:
     recipe = RECIPES[name]
-    network, exact = network_of(recipe, dtype), network_of(recipe, torch.float64)
+    network, exact = network_of(recipe, dtype).to(device), network_of(recipe, torch.float64)
     exact.load_state_dict(network.state_dict())
     fused, plain = (Optimizer(each, recipe.optimizer, STEPS) for each in (network, exact))
     assert fused_update.install(fused)
@@ -118,6 +120,38 @@ def test_training_follows_that_of_the_plain_optimizer_in_float64(name: str, dtyp
         i = [each for each, _ in network.named_parameters()].index("whiten.bias")
         moved = [not torch.equal(a[i], b[i]) for a, b in itertools.pairwise(found)]
         assert moved == [True] * 2 + [False] * 2
+
+
+def update(network: Network, optimizer: Optimizer, gradients: list[Tensor]) -> None:
+    """The update of the first step by these gradients, which stay where they are."""
+    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+        parameter.grad = gradient if parameter.requires_grad else None
+    optimizer.update(0)
+
+
+@pytest.mark.gpu
+@plain_process
+def test_a_captured_update_is_the_eager_one() -> None:
+    recipe, weights = load_recipe("air94"), []
+    for captured in (False, True):
+        network = network_of(recipe, torch.float16).to("cuda")
+        optimizer = Optimizer(network, recipe.optimizer, STEPS)
+        assert fused_update.install(optimizer)
+        gradients = [torch.empty_like(parameter) for parameter in network.parameters()]
+        for i, gradient in enumerate(gradients):
+            gradient.copy_(torch.randn(gradient.shape, generator=torch.Generator().manual_seed(i)))
+        optimizer.begin(0)
+        update(network, optimizer, gradients)  # compiles the kernels
+        if captured:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                update(network, optimizer, gradients)
+            graph.replay()
+        else:
+            update(network, optimizer, gradients)
+        weights.append([parameter.detach().clone() for parameter in network.parameters()])
+    for one, other in zip(*weights, strict=True):
+        assert torch.equal(one, other)
 
 
 @interpreted

@@ -71,6 +71,7 @@ def test_a_frozen_bias_has_no_gradient_and_does_not_move() -> None:
     settings = load_recipe("tiny", "optimizer.whiten_bias.schedule=[[0, 1], [0.5, 0]]")
     optimizer = Optimizer(network, settings.optimizer, STEPS)
     bias, seen = network.whiten.bias, []
+    momentum, frozen = optimizer.groups[-1].momenta[0], torch.tensor(0.0)
     assert bias is not None
     for step in range(STEPS):
         optimizer.begin(step)
@@ -78,8 +79,11 @@ def test_a_frozen_bias_has_no_gradient_and_does_not_move() -> None:
         assert (bias.grad is not None) == (step < STEPS // 2)
         optimizer.update(step)
         seen.append(bias.detach().clone())
+        if step == STEPS // 2 - 1:
+            frozen = momentum.clone()
     moved = [not torch.equal(a, b) for a, b in itertools.pairwise(seen)]
     assert moved == [True] * (STEPS // 2 - 1) + [False] * (STEPS // 2)
+    assert frozen.any() and torch.equal(momentum, frozen)  # it is not updated at a rate of zero, but not at all
 
 
 def test_muon_sets_the_norm_of_filters_before_it_moves_them() -> None:
