@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -27,20 +28,6 @@ from fastcifar.system.device import prepare_device
 
 CPU = torch.device("cpu")
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux says")
-
-
-def found_by(names: str, *before: str, **environment: str) -> str:
-    """Status, text and advice of checks as a process of its own makes them, `before` in front of its command."""
-    code = (
-        "from functools import partial\n"
-        "from fastcifar.profiling import findings as f\n"
-        "from fastcifar.profiling.diagnosis import look\n"
-        f"for x in map(look, [{names}]): print(x.status, x.text, x.advice, sep=' | ')"
-    )
-    command = [*before, sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=True)
-    assert done.stderr == ""
-    return done.stdout.strip()
 
 
 def fails(error: BaseException) -> Callable[[], Finding]:
@@ -126,40 +113,39 @@ def test_warnings_are_counted() -> None:
 # A user id that the system does not know; it may read everything, so that it finds Python wherever that is installed.
 STRANGER = ("setpriv", "--reuid=54321", "--regid=54321", "--clear-groups")
 READER = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")
+CODE = """
+import os, sys
+from fastcifar.profiling import findings
+from fastcifar.profiling.diagnosis import look
+def say(check):
+    finding = look(check)
+    print(finding.status, finding.text, finding.advice, sep=" | ")
+say(findings.home_folder)
+say(findings.run_folder)
+os.environ["FASTCIFAR_HOME"] = sys.argv[1]
+say(findings.home_folder)
+say(lambda: findings.dataset("cifar10"))
+"""
 
 
-def found_by_a_stranger(names: str, folder: Path, *variables: str) -> list[str]:
-    """The findings of a user without a home folder, in a folder that he cannot write."""
-    before = ("env", "-C", str(folder), "-u", "FASTCIFAR_HOME", "-u", "HOME", f"TMPDIR={folder / 'tmp'}", *variables)
-    command = [*before, *STRANGER, *READER]
+def test_folders_that_cannot_be_written(tmp_path: Path) -> None:
+    """A user without a home folder, in a folder that is another's, and that folder as FASTCIFAR_HOME."""
+    locked = tmp_path / "locked"
+    (locked / "tmp").mkdir(parents=True)
+    (locked / "tmp").chmod(0o777)
+    locked.chmod(0o755)
+    variables = ("-u", "FASTCIFAR_HOME", "-u", "HOME", f"TMPDIR={locked / 'tmp'}")
+    command = ["env", "-C", str(locked), *variables, *STRANGER, *READER]
     if shutil.which("setpriv") is None or subprocess.run([*command, "true"], capture_output=True).returncode:
         pytest.skip("this user cannot become another one")
-    return found_by(names, *command).splitlines()
-
-
-@pytest.fixture
-def locked(tmp_path: Path) -> Path:
-    """A folder that strangers can only read, but for `tmp` in it."""
-    folder = tmp_path / "locked"
-    (folder / "tmp").mkdir(parents=True)
-    (folder / "tmp").chmod(0o777)
-    folder.chmod(0o755)
-    return folder
-
-
-def test_no_home_folder_and_no_place_for_runs(locked: Path) -> None:
-    home, runs = found_by_a_stranger("f.home_folder, f.run_folder", locked)
-    assert (
-        home.startswith(f"warning | {locked}/tmp/fastcifar-54321, ") and "There is no home folder to write to" in home
-    )
+    command += [sys.executable, "-c", CODE, str(locked)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    none, runs, read_only, dataset = done.stdout.splitlines()
+    assert none.startswith(f"warning | {locked}/tmp/fastcifar-54321, ") and "no home folder to write to" in none
     assert runs.startswith(f"impossible | {locked} cannot be written | Change to a folder of yours")
-
-
-def test_a_home_that_can_only_be_read(locked: Path) -> None:
-    checks = "f.home_folder, partial(f.dataset, 'cifar10')"
-    home, dataset = found_by_a_stranger(checks, locked, f"FASTCIFAR_HOME={locked}")
-    assert home == f"warning | {locked} cannot be written: nothing is kept | Set FASTCIFAR_HOME to a folder of yours."
+    assert read_only.startswith(f"warning | {locked} cannot be written: nothing is kept | Set FASTCIFAR_HOME")
     assert dataset.startswith("impossible | cifar10 is not here, and cannot be stored | Set FASTCIFAR_HOME")
+    assert done.stderr == ""
 
 
 def test_a_home_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +172,25 @@ def test_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
             spinner.kill()
             spinner.wait()
     assert finding.status == "warning" and finding.text.startswith("Others keep ") and "(python" in finding.advice
+
+
+@LINUX
+def test_own_work_is_not_named() -> None:
+    def work() -> None:
+        while not done:
+            sum(range(1000))
+
+    done: list[bool] = []
+    worker = threading.Thread(target=work)
+    worker.start()
+    name = Path("/proc/self/comm").read_text().strip()
+    with_us = {number: stat for number, stat, _ in processors.process_stats()}
+    named = processors.busiest_others(0.3)
+    done.append(True)
+    worker.join()
+    assert with_us[os.getpid()] == name
+    assert list(named.values()) == sorted(named.values(), reverse=True)
+    assert list(with_us.values()).count(name) > 1 or name not in named
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")
