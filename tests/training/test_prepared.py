@@ -23,7 +23,6 @@ from fastcifar.training.engine import EAGER, Engine, choose_engine
 from fastcifar.training.launch import Steps
 from fastcifar.training.prepared import PreparedTraining, PreparedTrainings
 from fastcifar.training.run import train, train_prepared
-from fastcifar.training.self_check import check_engine
 from fastcifar.training.step import TrainState, train_step
 
 CPU = torch.device("cpu")
@@ -162,46 +161,18 @@ def test_a_preparation_leaves_the_state_as_it_was(dataset: Dataset) -> None:
     assert not torch.equal(plan.index, state.sampler.sample(0).index)
 
 
-def double_a_filter(state: TrainState) -> None:
-    with torch.no_grad():
-        state.network.get_parameter("group2.conv1.weight")[3].mul_(1.2)
-
-
-def lose_the_statistics(state: TrainState) -> None:
-    state.network.get_buffer("group3.norm2.running_var").fill_(1.0)
-
-
-def miscount(state: TrainState) -> None:
-    state.metrics[1] += 10
-
-
-def spoil(state: TrainState) -> None:
-    with torch.no_grad():
-        state.network.get_parameter("head.weight")[0, 0] = float("nan")
-
-
-FAULTS = {
-    double_a_filter: "group2.conv1.weight",
-    lose_the_statistics: "group3.norm2.running_var",
-    miscount: "metrics",
-    spoil: "head.weight",
-}
-
-
 @dataclass(frozen=True)
 class Faulty(Engine):
-    """An engine that does a little harm after each step."""
+    """An engine that enlarges a filter after each step."""
 
-    harm: int = 0
     name = "faulty"
 
     def steps(self, state: TrainState) -> Steps:
-        fault = list(FAULTS)[self.harm]
-
         class FaultySteps(Steps):
             def step(self) -> None:
                 super().step()
-                fault(self.state)
+                with torch.no_grad():
+                    self.state.network.get_parameter("group2.conv1.weight")[3].mul_(1.2)
 
         return FaultySteps(state)
 
@@ -216,20 +187,6 @@ class Missing(Engine):
 
 def small(name: str) -> Recipe:
     return load_recipe(name, *SMALL, *(["network.project=8"] if name.startswith("hlb") else []))
-
-
-@pytest.mark.parametrize("name", ["tiny", "hive94", "hlb"])
-def test_our_kernels_agree_with_the_eager_engine(name: str, dataset: Dataset) -> None:
-    found = check_engine(small(name), dataset, CPU, choose_engine("compiled", CPU))
-    assert found.agrees, found
-    assert found.difference > 0  # two engines, not one twice
-
-
-@pytest.mark.parametrize("harm", range(len(FAULTS)))
-def test_a_wrong_engine_is_found(harm: int, dataset: Dataset) -> None:
-    found = check_engine(small("tiny"), dataset, CPU, Faulty(harm=harm))
-    assert not found.agrees
-    assert found.where.startswith(list(FAULTS.values())[harm])
 
 
 @pytest.mark.parametrize(

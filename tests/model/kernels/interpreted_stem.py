@@ -341,7 +341,7 @@ def cases() -> list[tuple[Any, tuple[Any, ...]]]:
     grad = random(3, 24, 11, 11).half().contiguous(memory_format=LAST)
     logits, labels = random(150, 10).half(), torch.arange(150, device=DEVICE) % 10
     return [
-        (triton_augment.OPERATOR, (images, plan.index, *changes, MEAN, STD, torch.float16, 9, 24)),
+        (triton_augment.OPERATOR, (images, plan.index, *changes, MEAN, STD, torch.float16, 9, 24, True)),
         (triton_whiten.FORWARD, (small, filters, bias, 0, "gelu")),
         (triton_whiten.FORWARD, (small, filters, None, 1, "silu")),
         (triton_whiten.BACKWARD, (small, filters, bias, grad, 0, "gelu")),

@@ -95,7 +95,7 @@ def run_step(recipe: Recipe, side: int, classes: int) -> None:
     brightness, contrast = (meta(size) if each else None for each in (data.brightness, data.contrast))
     images, index = meta(50_000, 3, 32, 32, dtype=torch.uint8), meta(size, dtype=torch.int64)
     changes = (flip, shift, box, brightness, contrast)
-    x = triton_augment.launch(images, index, *changes, meta(3), meta(3), dtype, data.cutout, side)
+    x = triton_augment.launch(images, index, *changes, meta(3), meta(3), dtype, data.cutout, side, data.antialias)
     if not recipe.network.project:
         filters = triton_augment.new(x, (whiten.signs * 3 * whiten.kernel**2, 3, whiten.kernel, whiten.kernel), dtype)
         bias = meta(len(filters), dtype=dtype) if whiten.bias else None
