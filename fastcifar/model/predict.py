@@ -5,6 +5,7 @@ A view of an image is a plan for it, so that views are rendered by the very code
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,14 @@ def views(kind: str, shifted_weight: float) -> list[tuple[bool, int, float]]:
 
 
 @torch.no_grad()
-def infer(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor, recipe: Evaluation) -> Logits:
+def infer(
+    network: nn.Module,
+    images: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    recipe: Evaluation,
+    augment_images: Callable[..., Tensor] = augment,
+) -> Logits:
     """The logits of uint8 `images` (N, 3, 32, 32), in batches of the recipe's size, with the recipe's views.
 
     Where only a share of the images gets more views, it is the one whose likeliest class is least likely
@@ -45,8 +53,16 @@ def infer(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor, recipe:
     """
     network.eval()
     (_, _, weight), *others = views(recipe.views, recipe.shifted_weight)
+    dtype = next(network.parameters()).dtype
+    size = max(recipe.batch_size, CUDA_BATCH) if images.is_cuda else recipe.batch_size
+
+    def logits_of(plan: AugmentPlan) -> Tensor:
+        """Logits (n, classes), float32, of the planned images (n)."""
+        parts = [plan.batch(start, size) for start in range(0, len(plan.index), size)]
+        return torch.cat([network(augment_images(images, part, mean, std, dtype)).float() for part in parts])
+
     everything = torch.arange(len(images), device=images.device)
-    plain = _logits(network, images, AugmentPlan(everything), mean, std, recipe.batch_size)
+    plain = logits_of(AugmentPlan(everything))
     if not others:
         return Logits(plain, plain)
     averaged, chosen = plain.clone(), everything
@@ -54,7 +70,7 @@ def infer(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor, recipe:
         confidence = plain.softmax(1).amax(1)
         chosen = confidence.topk(int(recipe.uncertain * len(images)), largest=False, sorted=False).indices
     if len(chosen):
-        each = _logits(network, images, plan_views(chosen, others), mean, std, recipe.batch_size)
+        each = logits_of(plan_views(chosen, others))
         total = plain[chosen] * weight
         for view, logits in zip(others, torch.split(each, len(chosen)), strict=True):
             total += view[2] * logits
@@ -70,14 +86,6 @@ def plan_views(index: Tensor, kinds: list[tuple[bool, int, float]]) -> AugmentPl
         mirrored[number].fill_(flip)
         shifted[number].fill_(shift)
     return AugmentPlan(index.repeat(len(kinds)), mirrored.flatten(), shifted.flatten(0, 1))
-
-
-def _logits(network: nn.Module, images: Tensor, plan: AugmentPlan, mean: Tensor, std: Tensor, size: int) -> Tensor:
-    """Logits (n, classes), float32, of the planned images (n); on CUDA in batches as large as pays."""
-    dtype = next(network.parameters()).dtype
-    size = max(size, CUDA_BATCH) if images.is_cuda else size
-    starts = range(0, len(plan.index), size)
-    return torch.cat([network(augment(images, plan.batch(at, size), mean, std, dtype)).float() for at in starts])
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

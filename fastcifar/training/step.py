@@ -193,7 +193,7 @@ class TrainState:
     def evaluate(self, recipe: Evaluation) -> Logits:
         """The logits of the test images, with the weights as they are; the network is in evaluation mode afterwards."""
         with self.network_code:
-            return infer(self.network, self.data.test_images, self.mean, self.std, recipe)
+            return infer(self.network, self.data.test_images, self.mean, self.std, recipe, self.augment_images)
 
     def clear_metrics(self) -> None:
         """Set the metrics to zero."""

@@ -2,7 +2,7 @@
 filters that lie as cuDNN does not want them, and the types of all operators. Prints JSON; runs in the environment of
 `fake_cuda.hooked_environment`.
 
-    recipes: {recipe: {kinds: {kind in words: [findings]}, evaluation: [findings], types: {phase: {operator: [types]}}}}
+    eager, compiled: {recipe: {kinds: {kind in words: [findings]}, evaluation: [findings], types: {phase: {operator: [types]}}}}
     planted: {fault: {findings: [...], types: {...}}}, for steps of `tiny` with that fault
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from fake_cuda import (
+    CUDA,
     Facts,
     Operator,
     describe_kind,
@@ -27,9 +28,11 @@ from fake_cuda import (
 from planted_faults import PLANTS, Plant
 
 from fastcifar.recipes.parse import recipe_names
+from fastcifar.training.engine import choose_engine
 from fastcifar.training.step import TrainState
 
 Types = dict[str, dict[str, list[str]]]
+ENGINES = ("eager", "compiled")  # whose kernels are installed; graphs hold those of the second
 
 
 def lint(operators: Iterable[Operator]) -> list[str]:
@@ -81,12 +84,13 @@ def as_lists(types: dict[str, dict[str, set[str]]]) -> Types:
     }
 
 
-def lint_recipe(name: str) -> dict[str, Any]:
-    """Findings and types of all kinds of step of a recipe, and of its evaluation."""
+def lint_recipe(name: str, engine: str) -> dict[str, Any]:
+    """Findings and types of all kinds of step of a recipe by an engine's kernels, and of its evaluation."""
     types: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     kinds = {}
     with fake_cuda():
         state = fake_state(name)
+        choose_engine(engine, CUDA).install(state)
         for steps in kinds_of_step(state):
             operators = record_step(state, steps[0])
             add_types(types, operators)
@@ -109,7 +113,7 @@ def lint_planted(plant: Plant) -> dict[str, Any]:
 
 if __name__ == "__main__":
     found = {
-        "recipes": {name: lint_recipe(name) for name in recipe_names()},
+        **{engine: {name: lint_recipe(name, engine) for name in recipe_names()} for engine in ENGINES},
         "planted": {name: lint_planted(plant) for name, plant in PLANTS.items()},
     }
     print(json.dumps(found))

@@ -17,6 +17,7 @@ from fastcifar.recipes.parse import recipe_names
 pytestmark = pytest.mark.xdist_group("fake CUDA tensors, once a session")
 SCRIPT = Path(__file__).with_name("lint_steps.py")
 Document = dict[str, Any]
+ENGINES = ("eager", "compiled")
 # Ghost batches lie apart from each other: the gradient of their images comes back channel by channel.
 KNOWN = {"hlb-first": ["not in channels-last memory: convolution_backward"]}
 
@@ -35,27 +36,30 @@ def linted(compiled: Path) -> Document:
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("recipe", recipe_names())
-def test_a_graph_can_hold_every_kind_of_step(linted: Document, recipe: str) -> None:
-    kinds = linted["recipes"][recipe]["kinds"]
+def test_a_graph_can_hold_every_kind_of_step(linted: Document, recipe: str, engine: str) -> None:
+    kinds = linted[engine][recipe]["kinds"]
     assert kinds == {kind: KNOWN.get(recipe, []) for kind in kinds}
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("recipe", recipe_names())
-def test_a_graph_can_hold_the_evaluation(linted: Document, recipe: str) -> None:
-    assert linted["recipes"][recipe]["evaluation"] == []
+def test_a_graph_can_hold_the_evaluation(linted: Document, recipe: str, engine: str) -> None:
+    assert linted[engine][recipe]["evaluation"] == []
 
 
 def test_all_kinds_of_step_are_looked_at(linted: Document) -> None:
-    kinds = {recipe: list(found["kinds"]) for recipe, found in linted["recipes"].items()}
+    kinds = {recipe: list(found["kinds"]) for recipe, found in linted["compiled"].items()}
     assert len(kinds["fast94"]) == 6
     assert "32 px, whiten_bias frozen, renormalised" in kinds["fast94"]
     assert "32 px, averaged" in kinds["hlb"]
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("recipe", recipe_names())
-def test_the_types_of_operators_are_those_wanted(linted: Document, recipe: str) -> None:
-    golden(f"types-{recipe}.json", json.dumps(linted["recipes"][recipe]["types"], indent=1))
+def test_the_types_of_operators_are_those_wanted(linted: Document, recipe: str, engine: str) -> None:
+    golden(f"types-{engine}-{recipe}.json", json.dumps(linted[engine][recipe]["types"], indent=1))
 
 
 @pytest.mark.parametrize(
@@ -78,5 +82,5 @@ def test_faults_are_found(linted: Document, fault: str, finding: str) -> None:
 def test_float32_where_half_is_wanted_is_found(linted: Document) -> None:
     found = linted["planted"]["float32"]
     assert found["findings"] == []
-    assert linted["recipes"]["tiny"]["types"]["forward"]["amax"] == ["float16 -> float16"]
+    assert linted["eager"]["tiny"]["types"]["forward"]["amax"] == ["float16 -> float16"]
     assert found["types"]["forward"]["amax"] == ["float32 -> float32"]
