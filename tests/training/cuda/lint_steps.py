@@ -2,7 +2,8 @@
 filters that lie as cuDNN does not want them, and the types of all operators. Prints JSON; runs in the environment of
 `fake_cuda.hooked_environment`.
 
-    eager, compiled: {recipe: {kinds: {kind in words: [findings]}, evaluation: [findings], types: {phase: {operator: [types]}}}}
+    eager, compiled: {recipe: {kinds: {kind in words: [findings]}, evaluation: [findings],
+        types: {phase: {operator: [types]}}}}
     planted: {fault: {findings: [...], types: {...}}}, for steps of `tiny` with that fault
 """
 
