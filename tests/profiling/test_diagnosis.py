@@ -181,16 +181,18 @@ def test_own_work_is_not_named() -> None:
             sum(range(1000))
 
     done: list[bool] = []
+    comm = Path("/proc/self/comm")
+    before = comm.read_text()
+    comm.write_text("checks-itself")
     worker = threading.Thread(target=work)
     worker.start()
-    name = Path("/proc/self/comm").read_text().strip()
-    with_us = {number: stat for number, stat, _ in processors.process_stats()}
-    named = processors.busiest_others(0.3)
-    done.append(True)
-    worker.join()
-    assert with_us[os.getpid()] == name
-    assert list(named.values()) == sorted(named.values(), reverse=True)
-    assert list(with_us.values()).count(name) > 1 or name not in named
+    try:
+        assert "checks-itself" in [name for _, name, _ in processors.process_stats()]
+        assert "checks-itself" not in processors.busiest_others(0.3)
+    finally:
+        done.append(True)
+        worker.join()
+        comm.write_text(before)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity on this system")

@@ -30,6 +30,7 @@ def system(root: Path, cgroup: str, files: dict[str, str]) -> Path:
         ("0::/\n", {}, Memory(16 * GIB, 8 * GIB)),
         ("0::/a\n", {"a/memory.max": "max\n"}, Memory(16 * GIB, 8 * GIB)),
         ("0::/a/b\n", {"a/memory.max": f"{GIB}\n", "a/b/memory.max": "max"}, Memory(GIB, GIB, "a control group")),
+        ("0::/a/b\n", {"a/memory.max": f"{4 * GIB}", "a/b/memory.max": f"{GIB}"}, Memory(GIB, GIB, "a control group")),
         ("0::/a\n", {"a/memory.max": f"{12 * GIB}\n"}, Memory(12 * GIB, 8 * GIB, "a control group")),
         (
             "4:memory:/d\n0::/\n",
