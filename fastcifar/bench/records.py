@@ -65,8 +65,8 @@ class RunRecord:
     wall_s: float = 0.0
     other_load: float | None = None  # share of the machine's processors that others used meanwhile; None: unknown
     error: str | None = None  # why it failed, where it did not diverge
-    engine: str | None = None  # from here on known from the header of its file
-    machine: Machine | None = None
+    engine: str | None = None  # that ran, which is not the header's where that did not agree with the eager one
+    machine: Machine | None = None  # known from the header of its file
 
     @property
     def task(self) -> Task:
@@ -80,7 +80,7 @@ class RunRecord:
 
     def line(self) -> dict[str, Any]:
         """The run as a line of a results file."""
-        return {key: value for key, value in self.document().items() if key not in ("engine", "machine")}
+        return {key: value for key, value in self.document().items() if key != "machine"}
 
     def document(self) -> dict[str, Any]:
         """The run as JSON documents hold it."""
@@ -95,10 +95,10 @@ class RunRecord:
         if name not in header.recipes:
             raise ValueError(f"its recipe '{name}' is not among those of the first line")
         length = {"fraction": float(fraction)} if at else {}
-        known = {field.name for field in dataclasses.fields(cls)} - {"engine", "machine"}
-        values = {key: value for key, value in line.items() if key in known}
+        known = {field.name for field in dataclasses.fields(cls)} - {"machine"}
+        values = {"engine": header.engine.get(name)} | {key: value for key, value in line.items() if key in known}
         values |= {"name": name, "diverged": line["accuracy"] is None, **length}
-        return cls(**values, engine=header.engine.get(name), machine=header.machine)
+        return cls(**values, machine=header.machine)
 
 
 FAULTS = (KeyError, TypeError, AttributeError, ValueError)  # that reading a damaged record raises

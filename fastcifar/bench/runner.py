@@ -16,8 +16,10 @@ from fastcifar.bench.results import ResultsFile, differences, load
 from fastcifar.errors import Diverged, UsageError
 from fastcifar.recipes.parse import eval_split
 from fastcifar.recipes.schema import Recipe
+from fastcifar.system.device import explain_oom
 from fastcifar.training.flops import count_flops
-from fastcifar.training.run import train
+from fastcifar.training.prepared import PreparedTrainings
+from fastcifar.training.run import train_prepared
 from fastcifar.training.trainer import Status
 
 FIGURES = ("accuracy", "accuracy_no_tta", "train_s", "epochs_s", "eval_s", "peak_memory")  # of a result
@@ -87,16 +89,17 @@ def check_same(expected: Header, found: Header, where: str) -> None:
 def run_all(plan: BenchPlan, results: ResultsFile, tasks: list[Task], on_change: Callable[[Progress], None]) -> None:
     """Make the runs; with `until_clear`, stop after a seed at which all comparisons are clear."""
     progress = Progress(len(results.runs) + len(tasks), results.runs, before=len(results.runs))
+    prepared = PreparedTrainings(plan.dataset, plan.device)
     on_change(progress)
     for position, task in enumerate(tasks):
-        results.add(run_once(plan, task, progress))
+        results.add(run_once(plan, task, prepared, progress))
         on_change(progress)
         seed_done = position + 1 == len(tasks) or tasks[position + 1].seed != task.seed
         if plan.until_clear and seed_done and plan.report(results.runs).clear:
             break
 
 
-def run_once(plan: BenchPlan, task: Task, progress: Progress) -> RunRecord:
+def run_once(plan: BenchPlan, task: Task, prepared: PreparedTrainings, progress: Progress) -> RunRecord:
     """Train once; a run that diverges is a record too. `progress` shows how far the run is."""
     progress.task, progress.status = task, None
 
@@ -108,17 +111,11 @@ def run_once(plan: BenchPlan, task: Task, progress: Progress) -> RunRecord:
     flops = recipe_flops(recipe, len(images.classes), len(images.train.images), len(images.test.images))
     began, figures = time.monotonic(), dict[str, Any]()
     try:
-        trained = train(
-            recipe,
-            images,
-            seed=task.seed,
-            device=plan.device,
-            engine=plan.engines[task.name],
-            on_change=watch,
-            siblings=here().local_size > 1,
-        )
+        with explain_oom(plan.device, recipe.training.batch_size):
+            training = prepared.get(recipe, plan.engines[task.name], task.seed)
+        trained = train_prepared(training, task.seed, on_change=watch, siblings=here().local_size > 1)
         figures = {key: getattr(trained.result, key) for key in FIGURES}
-        figures["other_load"] = trained.other_load
+        figures |= {"other_load": trained.other_load, "engine": trained.engine}
     except Diverged:
         pass
     return finished(plan, task, began, **figures, flops=flops)
@@ -132,13 +129,12 @@ def finished(plan: BenchPlan, task: Task, began: float, **figures: Any) -> RunRe
         task.name,
         recipe.name,
         task.seed,
-        **{"accuracy": None, "train_s": None, **figures},
+        **{"accuracy": None, "train_s": None, "engine": header.engine[task.name], **figures},
         at=time.time(),
         fraction=task.fraction,
         diverged=figures.get("accuracy") is None,
         accuracy_on=eval_split(recipe),
         wall_s=time.monotonic() - began,
-        engine=header.engine[task.name],
         machine=header.machine,
     )
 

@@ -34,6 +34,7 @@ from fastcifar.recipes.schema import Recipe
 from fastcifar.stats import Estimate
 from fastcifar.system.text import read_text
 from fastcifar.training.engine import Engine
+from fastcifar.training.prepared import PreparedTrainings
 
 FRACTIONS = (0.25, 0.5, 1.0)  # of the recipes' epochs, rung by rung
 KEPT = 1 / 3  # of a rung's candidates, at least one, rounded up
@@ -311,11 +312,12 @@ def run_search(
     """
     with ResultsFile(path, search.plan.header()) as results:
         progress = Progress(0, results.runs, before=len(results.runs))
+        prepared = PreparedTrainings(search.plan.dataset, search.plan.device)
         while (task := search.next_task(results.runs)) is not None:
             on_change(progress)
             began = time.monotonic()
             try:
-                run = run_once(search.plan, task, progress)
+                run = run_once(search.plan, task, prepared, progress)
             except MachineError as error:
                 if task.name == BASE:
                     raise

@@ -21,6 +21,7 @@ from fastcifar import errors
 from fastcifar.cli import signals
 from fastcifar.cli.bench import bench
 from fastcifar.cli.display.encoding import prepare_outputs
+from fastcifar.cli.doctor import doctor
 from fastcifar.cli.download import download
 from fastcifar.cli.evaluate import evaluate
 from fastcifar.cli.options import GroupedHelp, usage_hint
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "bench": bench,
     "search": search,
     "report": report,
+    "doctor": doctor,
 }
 FORMAT_WARNING = warnings.formatwarning  # Python's own
 ISSUES = "https://github.com/fastcifar/fastcifar/issues"

@@ -142,10 +142,30 @@ def open_session(screen: Screen, device: str | None, threads: int | None) -> Ses
     from fastcifar.system.device import busy_warning, pick_device, prepare_device
 
     chosen = pick_device(device)
+    if chosen.type == "mps" and device is None:
+        chosen = checked_apple_gpu(chosen, screen)
     prepare_device(chosen, threads)
     if warning := busy_warning(chosen):
         screen.warn(warning)
     return Session(screen, chosen)
+
+
+def checked_apple_gpu(device: torch.device, screen: Screen) -> torch.device:
+    """The Apple GPU that would be the default, if it trains as the CPU does; else the CPU, with a sentence."""
+    import torch
+
+    from fastcifar.training.self_check import check_device
+
+    try:
+        found = check_device(device)
+    except (RuntimeError, NotImplementedError) as error:  # an operator that this release has no kernel for
+        reason = str(error).splitlines()[0].rstrip(".")
+    else:
+        if found.agrees:
+            return device
+        reason = found.complaint()
+    screen.advise(f"The CPU is used in place of the Apple GPU: {reason}.")
+    return torch.device("cpu")
 
 
 def load_or_download(name: str, screen: Screen) -> Dataset:

@@ -6,6 +6,7 @@ Nothing is kept between the two but the numbers: every engine sees the same augm
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -28,8 +29,12 @@ class AugmentPlan:
 
     def batch(self, start: int, size: int) -> AugmentPlan:
         """The slice of `size` images from `start` on."""
+        return self.changed(lambda part: part[start : start + size])
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> AugmentPlan:
+        """The plan with each of its tensors changed in the same way, such as copied, cut or moved."""
         parts = {item.name: getattr(self, item.name) for item in fields(self)}
-        return AugmentPlan(**{name: part[start : start + size] for name, part in parts.items() if part is not None})
+        return AugmentPlan(**{name: change(part) for name, part in parts.items() if part is not None})
 
 
 class AugmentSampler:
@@ -75,12 +80,20 @@ class AugmentSampler:
 
 
 def augment(
-    images: Tensor, plan: AugmentPlan, mean: Tensor, std: Tensor, dtype: torch.dtype, cutout: int = 0, side: int = SIDE
+    images: Tensor,
+    plan: AugmentPlan,
+    mean: Tensor,
+    std: Tensor,
+    dtype: torch.dtype,
+    cutout: int = 0,
+    side: int = SIDE,
+    antialias: bool = True,
 ) -> Tensor:
     """The planned images, augmented and normalised: (B, 3, side, side) of `dtype` in channels-last memory.
 
     `images` is the dataset, uint8 (N, 3, 32, 32); `mean` and `std` are float32 (3,) for pixels in 0..1. Shifts read
-    over a border reflected about the outermost pixel. Crop and flip are one gather of uint8.
+    over a border reflected about the outermost pixel. Crop and flip are one gather of uint8. Other sides are resampled
+    bilinearly, with a filter against aliasing or without (fulcrumresearch/cifar-10-speedrun).
     """
     index, device = plan.index, images.device
     line = torch.arange(SIDE, device=device)
@@ -101,7 +114,7 @@ def augment(
         x.masked_fill_((inside[:, 0, :, None] & inside[:, 1, None, :])[..., None], 0.0)
     x = x.permute(0, 3, 1, 2)
     if side != SIDE:
-        x = F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+        x = F.interpolate(x, (side, side), mode="bilinear", antialias=antialias)
     return x.to(dtype, memory_format=torch.channels_last)
 
 

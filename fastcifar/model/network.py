@@ -201,13 +201,15 @@ class Network(nn.Module):
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 for parameter in module.parameters(recurse=False):
-                    parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
-                if isinstance(module, nn.Conv2d) and module.padding == "same" and self.recipe.dirac:
-                    nn.init.dirac_(module.weight[: module.in_channels])
+                    # Made on the CPU and copied at once: filter by filter a GPU would need thousands of launches.
+                    fresh = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+                    if parameter.ndim == 4 and module.padding == "same" and self.recipe.dirac:
+                        nn.init.dirac_(fresh[: parameter.size(1)])
+                    if module is self.head and self.recipe.head.unit_std:
+                        fresh /= fresh.std()
+                    parameter.copy_(fresh)
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
-        if self.recipe.head.unit_std:
-            self.head.weight /= self.head.weight.std()
 
     @torch.no_grad()
     def set_whitening(self, images: Iterable[Tensor]) -> None:

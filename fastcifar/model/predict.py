@@ -5,6 +5,7 @@ A view of an image is a plan for it, so that views are rendered by the very code
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from fastcifar.model.augment import AugmentPlan, augment
 from fastcifar.recipes.schema import Evaluation
 
 VIEWS = {"none": 1, "flip": 2, "full": 6}
+CUDA_BATCH = 5000  # images evaluated at once on CUDA, at least: small batches leave a GPU idle, larger ones gain little
 
 
 @dataclass(frozen=True)
@@ -36,16 +38,31 @@ def views(kind: str, shifted_weight: float) -> list[tuple[bool, int, float]]:
 
 
 @torch.no_grad()
-def infer(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor, recipe: Evaluation) -> Logits:
+def infer(
+    network: nn.Module,
+    images: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    recipe: Evaluation,
+    augment_images: Callable[..., Tensor] = augment,
+) -> Logits:
     """The logits of uint8 `images` (N, 3, 32, 32), in batches of the recipe's size, with the recipe's views.
 
     Where only a share of the images gets more views, it is the one whose likeliest class is least likely
     (hiverge, cifar10-speedrun). The network is in evaluation mode afterwards.
     """
     network.eval()
-    (plain_view, *others) = views(recipe.views, recipe.shifted_weight)
+    (_, _, weight), *others = views(recipe.views, recipe.shifted_weight)
+    dtype = next(network.parameters()).dtype
+    size = max(recipe.batch_size, CUDA_BATCH) if images.is_cuda else recipe.batch_size
+
+    def logits_of(plan: AugmentPlan) -> Tensor:
+        """Logits (n, classes), float32, of the planned images (n)."""
+        parts = [plan.batch(start, size) for start in range(0, len(plan.index), size)]
+        return torch.cat([network(augment_images(images, part, mean, std, dtype)).float() for part in parts])
+
     everything = torch.arange(len(images), device=images.device)
-    plain = _logits(network, images, everything, plain_view, mean, std, recipe.batch_size)
+    plain = logits_of(AugmentPlan(everything))
     if not others:
         return Logits(plain, plain)
     averaged, chosen = plain.clone(), everything
@@ -53,34 +70,22 @@ def infer(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor, recipe:
         confidence = plain.softmax(1).amax(1)
         chosen = confidence.topk(int(recipe.uncertain * len(images)), largest=False, sorted=False).indices
     if len(chosen):
-        total = plain[chosen] * plain_view[2]
-        for view in others:
-            total += view[2] * _logits(network, images, chosen, view, mean, std, recipe.batch_size)
+        each = logits_of(plan_views(chosen, others))
+        total = plain[chosen] * weight
+        for view, logits in zip(others, torch.split(each, len(chosen)), strict=True):
+            total += view[2] * logits
         averaged[chosen] = total
     return Logits(plain, averaged)
 
 
-def _logits(
-    network: nn.Module,
-    images: Tensor,
-    index: Tensor,
-    view: tuple[bool, int, float],
-    mean: Tensor,
-    std: Tensor,
-    size: int,
-) -> Tensor:
-    """Logits (n, classes) of one view of the images at `index` (n,)."""
-    mirrored, shift, _ = view
-    dtype = next(network.parameters()).dtype
-    parts = []
-    for part in torch.split(index, size):
-        plan = AugmentPlan(
-            part,
-            flip=torch.ones_like(part, dtype=torch.bool) if mirrored else None,
-            shift=torch.full((len(part), 2), shift, device=part.device) if shift else None,
-        )
-        parts.append(network(augment(images, plan, mean, std, dtype)).float())
-    return torch.cat(parts)
+def plan_views(index: Tensor, kinds: list[tuple[bool, int, float]]) -> AugmentPlan:
+    """The plan of several views of the images at `index` (n,), view by view: together they fill larger batches."""
+    mirrored = torch.zeros(len(kinds), len(index), dtype=torch.bool, device=index.device)
+    shifted = torch.zeros(len(kinds), len(index), 2, dtype=torch.int64, device=index.device)
+    for number, (flip, shift, _) in enumerate(kinds):  # filled on the device: a CUDA graph can hold no copy from here
+        mirrored[number].fill_(flip)
+        shifted[number].fill_(shift)
+    return AugmentPlan(index.repeat(len(kinds)), mirrored.flatten(), shifted.flatten(0, 1))
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

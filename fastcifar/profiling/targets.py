@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from fastcifar.data.dataset import Dataset
 from fastcifar.recipes.schema import Recipe
 from fastcifar.training.engine import EAGER, Engine
+from fastcifar.training.launch import Steps
 from fastcifar.training.step import TrainState, train_step
 
 WHITENING_IMAGES = 500  # no time depends on how well the filters whiten
@@ -52,7 +52,7 @@ def recipe_target(
     `network_state` is a checkpoint's state dict; None: the network as it is initialized.
     """
     state = new_state(recipe, dataset, device, network_state)
-    return step_target(state, min(1, state.total_steps - 1), engine, engine.prepare(state))
+    return step_target(engine.prepare(state), min(1, state.total_steps - 1), engine)
 
 
 def run_targets(
@@ -64,14 +64,11 @@ def run_targets(
 ) -> list[tuple[ProfileTarget, float]]:
     """One step of every kind that a run has, each with its share of the run's steps."""
     state = new_state(recipe, dataset, device, network_state)
-    kinds: dict[Any, list[int]] = defaultdict(list)
-    for step in range(state.total_steps):
-        kinds[state.graph_key(step)].append(step)
-    run = engine.prepare(state)
+    prepared, kinds = engine.prepare(state), state.kinds()
     # Not the first step of an epoch, which draws the epoch's random numbers too.
     chosen = [min(steps, key=lambda step: step % state.steps_per_epoch == 0) for steps in kinds.values()]
     shares = [len(steps) / state.total_steps for steps in kinds.values()]
-    return [(step_target(state, step, engine, run), share) for step, share in zip(chosen, shares, strict=True)]
+    return [(step_target(prepared, step, engine), share) for step, share in zip(chosen, shares, strict=True)]
 
 
 def new_state(
@@ -89,12 +86,13 @@ def new_state(
     return state
 
 
-def step_target(state: TrainState, step: int, engine: Engine, run_engine: Callable[[], None]) -> ProfileTarget:
+def step_target(prepared: Steps, step: int, engine: Engine) -> ProfileTarget:
     """The step of that number of a training, again and again; the network goes on learning."""
+    state = prepared.state
 
     def run() -> None:
         state.step = step
-        run_engine()
+        prepared.step()
 
     def run_uncaptured() -> None:
         state.step = step

@@ -50,6 +50,7 @@ class Data:
     brightness: Annotated[float, Range(0, 10)] = 0.0  # largest shift, in standard deviations of the training set
     contrast: Annotated[float, Range(0, 1)] = 0.0  # largest change of scale
     resolution: Points = ((0.0, float(SIDE)),)  # schedule of the side of the training images, in pixels
+    antialias: bool = True  # whether smaller images are filtered before they are resampled (bilinear)
     holdout: Annotated[int, Range(0, 1_000_000)] = (
         0  # training images held out and evaluated on instead of the test set
     )

@@ -15,16 +15,18 @@ from fastcifar.errors import MachineError, UsageError, nearest
 from fastcifar.system.processors import others_busy, usable_processors
 
 KINDS = ("cpu", "cuda", "mps")
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # of the user's environment; PyTorch heeds them
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The device of that name (cpu, cuda, cuda:1, mps), or a CUDA device where there is one, else the CPU.
+    """The device of that name (cpu, cuda, cuda:1, mps); without one the first GPU, CUDA's or Apple's, else the CPU.
 
     Raises UsageError for a name that is none, MachineError for a device that is not there.
     """
     if name is None:
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        gpu = "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device("cuda:0" if torch.cuda.is_available() else gpu)
     kind, _, number = name.partition(":")
     if kind not in KINDS or (number and not number.isdigit()):
         raise UsageError(f"There is no device '{name}'; {nearest(kind, (*KINDS, 'cuda:1'))}")
@@ -73,6 +75,15 @@ def device_name(device: torch.device) -> str:
         return "Apple GPU"
     threads = torch.get_num_threads()
     return f"{processor_name()}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def threads_limit() -> str:
+    """What keeps PyTorch's threads below the processors of the machine, in words; '' where nothing does."""
+    usable = usable_processors()
+    if torch.get_num_threads() >= usable.count:
+        return usable.limit
+    chosen = next((name for name in THREAD_VARIABLES if os.environ.get(name)), None)
+    return f"{chosen}={os.environ[chosen]}" if chosen else "PyTorch, which takes one for each core"
 
 
 def processor_name() -> str:

@@ -66,6 +66,11 @@ def write_text(path: Path, text: str) -> None:
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
+def writable(folder: Path) -> bool:
+    """Whether this process may make files in a folder; makes none."""
+    return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
 def check_writable(path: Path) -> None:
     """Raise DataError where a file at `path` could not be written: to be called before long work, not after it."""
     try:

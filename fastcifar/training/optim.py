@@ -6,8 +6,7 @@ Learning rates come from a table on the device, one row a step, so that a step c
 from __future__ import annotations
 
 import inspect
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from fastcifar.recipes import schedule, schema
 from fastcifar.recipes.plugins import UserCode, import_object
 from fastcifar.training.annotations import update_of
+from fastcifar.training.orthogonal import orthogonalize
 
 
 @dataclass
@@ -29,6 +29,28 @@ class ParameterGroup:
     parameters: list[Tensor]
     momenta: list[Tensor]
     trained_steps: int  # after so many steps nothing may move them
+    column: int  # of its rate in the optimizer's table
+
+    @property
+    def muon(self) -> schema.Filters | None:
+        """The settings, where they are Muon's."""
+        settings = self.settings
+        return settings if isinstance(settings, schema.Filters) and settings.method == "muon" else None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the parameters; float32 where they have several."""
+        dtypes = {parameter.dtype for parameter in self.parameters}
+        return dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients; one that backward never reached counts as zero."""
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+
+
+# Moves the parameters of groups by their gradients, given the rates of all groups (float32, on the device) and whether
+# this step rescales filters.
+Move = Callable[[list[ParameterGroup], Tensor, bool], None]
 
 
 class Optimizer:
@@ -37,7 +59,8 @@ class Optimizer:
     def __init__(self, network: nn.Module, recipe: schema.Optimizer, steps: int) -> None:
         device = next(network.parameters()).device
         members = parameter_groups(network)
-        rates, self.groups = [], []
+        rates: list[list[float]] = []
+        self.groups: list[ParameterGroup] = []
         for name, named in members.items():
             if not named:
                 continue
@@ -46,13 +69,15 @@ class Optimizer:
             factors = schedule.over_steps(settings.schedule, steps)
             rates.append([settings.lr * factor for factor in factors])
             momenta = [torch.zeros_like(parameter) for parameter in parameters]
+            trained_steps = schedule.trained_steps(factors)
             self.groups.append(
-                ParameterGroup(name, settings, names, parameters, momenta, schedule.trained_steps(factors))
+                ParameterGroup(name, settings, names, parameters, momenta, trained_steps, column=len(self.groups))
             )
         self.rates = torch.tensor(rates, dtype=torch.float32).T.contiguous().to(device)  # (steps, groups)
         self.now = torch.zeros(len(rates), device=device)  # the row of the current step
         self.filter_rates = rates[0]
         self.renormalize = renormalized_steps(recipe.filters.renormalize, steps)
+        self.move: Move = plain_update  # an engine may put a faster one here
 
     def begin(self, step: int) -> None:
         """Before the forward pass of `step`: take up its rates, and what is no longer trained out of the graph."""
@@ -71,15 +96,9 @@ class Optimizer:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move all parameters by their gradients, and drop these."""
-        for column, group in enumerate(self.groups):
-            if step >= group.trained_steps:
-                continue
-            rate = self.now[column]
-            with update_of(group.names):
-                if isinstance(group.settings, schema.Filters) and group.settings.method == "muon":
-                    muon(group, rate, renormalize=self.renormalize[step])
-                else:
-                    sgd(group, rate)
+        trained = [group for group in self.groups if step < group.trained_steps]
+        self.move(trained, self.now, self.renormalize[step])
+        for group in trained:
             for parameter in group.parameters:
                 parameter.grad = None
 
@@ -95,6 +114,11 @@ class Optimizer:
         """Take up the buffers of `state`."""
         for group, momenta in zip(self.groups, state, strict=True):
             torch._foreach_copy_(group.momenta, momenta)
+
+    def reset(self) -> None:
+        """Begin anew, for another run of the same network: the momenta become zero, in place."""
+        for group in self.groups:
+            torch._foreach_zero_(group.momenta)
 
 
 class ExternalOptimizer:
@@ -195,6 +219,19 @@ def renormalized_steps(every: schedule.Points, steps: int) -> list[bool]:
     return flags
 
 
+def plain_update(groups: list[ParameterGroup], now: Tensor, renormalize: bool) -> None:
+    """A `Move` by PyTorch's operators, which work everywhere: the reference for faster ones."""
+    # Operators over many tensors take a scalar on the device in one launch only if it has the tensors' type.
+    rates = {dtype: now.to(dtype) for dtype in {group.dtype for group in groups}}
+    for group in groups:
+        rate = rates[group.dtype][group.column]
+        with update_of(group.names):
+            if settings := group.muon:
+                muon(group, settings, rate, renormalize)
+            else:
+                sgd(group, rate)
+
+
 def nesterov(group: ParameterGroup, gradients: list[Tensor]) -> list[Tensor]:
     """Take the gradients into the momentum and look ahead, as PyTorch's SGD does; returns the new directions."""
     momentum = group.settings.momentum
@@ -203,14 +240,9 @@ def nesterov(group: ParameterGroup, gradients: list[Tensor]) -> list[Tensor]:
     return list(torch._foreach_add(gradients, group.momenta, alpha=momentum))
 
 
-def gradients_of(group: ParameterGroup) -> list[Tensor]:
-    """The gradients of a group; one that backward never reached counts as zero."""
-    return [torch.zeros_like(p) if p.grad is None else p.grad for p in group.parameters]
-
-
 def sgd(group: ParameterGroup, rate: Tensor) -> None:
-    """SGD with Nesterov momentum and weight decay; `rate` is a float32 scalar on the device."""
-    gradients = gradients_of(group)
+    """SGD with Nesterov momentum and weight decay; `rate` is a scalar on the device."""
+    gradients = group.gradients()
     if group.settings.weight_decay:
         gradients = list(torch._foreach_add(gradients, group.parameters, alpha=group.settings.weight_decay))
     directions = nesterov(group, gradients)
@@ -218,15 +250,13 @@ def sgd(group: ParameterGroup, rate: Tensor) -> None:
     torch._foreach_sub_(group.parameters, directions)
 
 
-def muon(group: ParameterGroup, rate: Tensor, renormalize: bool) -> None:
+def muon(group: ParameterGroup, settings: schema.Filters, rate: Tensor, renormalize: bool) -> None:
     """Muon (Jordan et al., 2024): the momentum's direction, orthogonalised, filter by filter.
 
     `renormalize` first scales each filter bank to the norm of one with unit rows, so that the update's share of the
     weights is the learning rate's alone (airbench94_muon).
     """
-    settings = group.settings
-    assert isinstance(settings, schema.Filters)
-    directions = nesterov(group, gradients_of(group))
+    directions = nesterov(group, group.gradients())
     if renormalize:
         factors = torch._foreach_reciprocal(torch._foreach_norm(group.parameters))
         torch._foreach_mul_(factors, [len(parameter) ** 0.5 for parameter in group.parameters])
@@ -234,48 +264,14 @@ def muon(group: ParameterGroup, rate: Tensor, renormalize: bool) -> None:
     updates = orthogonalize(dict(zip(group.names, directions, strict=True)), settings.newton_schulz)
     torch._foreach_mul_(updates, rate)
     torch._foreach_sub_(group.parameters, updates)
-    if settings.weight_decay:  # as a difference: a factor so close to one would not survive half precision
+    if settings.weight_decay:  # in half precision a change below 2.4e-4 of a weight is lost here
         torch._foreach_sub_(group.parameters, torch._foreach_mul(group.parameters, rate * settings.weight_decay))
-
-
-def orthogonalize(filters: Mapping[str, Tensor], polynomials: tuple[tuple[float, ...], ...]) -> list[Tensor]:
-    """The nearest (semi-)orthogonal matrices, roughly: those of one shape in one batched Newton-Schulz iteration.
-
-    Filters (D, C, h, w), by name, count as matrices (D, h w C): in channels-last memory that is how they lie. Computed
-    in bfloat16 on CUDA, where it is quick and exact enough, else in the type they have; returned as they came.
-    """
-    moved = {name: each.movedim(1, -1) for name, each in filters.items()}
-    shapes: dict[tuple[int, int], list[str]] = defaultdict(list)
-    for name, matrix in moved.items():
-        shapes[len(matrix), matrix[0].numel()].append(name)
-    results = dict(filters)
-    for names in shapes.values():
-        with update_of(names):
-            batch = torch.stack([moved[name].flatten(1) for name in names])
-            batch = newton_schulz(batch.bfloat16() if batch.is_cuda else batch, polynomials)
-            for name, result in zip(names, batch, strict=True):
-                results[name] = result.view(moved[name].shape).movedim(-1, 1).to(filters[name].dtype)
-    return list(results.values())
-
-
-def newton_schulz(x: Tensor, polynomials: tuple[tuple[float, ...], ...]) -> Tensor:
-    """Drive the singular values of each matrix of (n, D, K) towards one, one odd quintic polynomial an iteration.
-
-    The matrices are first divided by their Frobenius norm, so that no singular value is above one.
-    """
-    wide = x.size(1) <= x.size(2)
-    x = x if wide else x.mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for a, b, c in polynomials:
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x if wide else x.mT.contiguous()
 
 
 class Ema:
     """An exponential moving average of a network's weights and running statistics, taken in place.
 
-    The average begins as a copy of the network at the first update.
+    The average begins as a copy of the network at the first update, so a new run finds nothing to reset.
     """
 
     def __init__(self, network: nn.Module, recipe: schema.Ema, steps: int) -> None:

@@ -21,7 +21,7 @@ from fastcifar.system.device import explain_oom, pick_device, prepare_device
 from fastcifar.system.processors import processor_times, usable_processors
 from fastcifar.training.engine import Engine, choose_engine
 from fastcifar.training.flops import count_flops
-from fastcifar.training.step import TrainState
+from fastcifar.training.prepared import PreparedTraining
 from fastcifar.training.trainer import Result, Status, fit
 
 
@@ -85,39 +85,37 @@ def train(
     """
     recipe = load_recipe(recipe)
     dataset = load_dataset(dataset) if isinstance(dataset, str) else dataset
-    prepared = isinstance(device, torch.device) and threads is None
+    ready = isinstance(device, torch.device) and threads is None
     device = device if isinstance(device, torch.device) else pick_device(device)
-    if not prepared:
+    if not ready:
         prepare_device(device, threads)
     engine = choose_engine(engine, device) if isinstance(engine, str) else engine
-    before = processor_times(siblings)
     with explain_oom(device, recipe.training.batch_size):
-        warm_up(recipe, dataset, device, engine)
-        state = TrainState(recipe, dataset, device, seed, weights)
-        result = fit(state, engine=engine, eval_every=eval_every, on_change=on_change, save=save, saved=saved)
+        prepared = PreparedTraining(recipe, dataset, device, engine, seed, weights)
+    return train_prepared(
+        prepared, seed, eval_every=eval_every, on_change=on_change, save=save, saved=saved, siblings=siblings
+    )
+
+
+def train_prepared(
+    prepared: PreparedTraining,
+    seed: int,
+    *,
+    eval_every: int = 0,
+    on_change: Callable[[Status], None] = lambda status: None,
+    save: Callable[[dict[str, Any]], None] | None = None,
+    saved: Mapping[str, Any] | None = None,
+    siblings: bool = False,
+) -> Trained:
+    """One of several runs of a prepared training; see `train`. The next run trains the same network anew."""
+    before = processor_times(siblings)
+    with explain_oom(prepared.device, prepared.recipe.training.batch_size):
+        steps = prepared.begin(seed)
+        result = fit(steps.state, steps=steps, eval_every=eval_every, on_change=on_change, save=save, saved=saved)
     after = processor_times(siblings)
     other_load = after.other_load(before) if before and after else None
-    return Trained(state.network.eval(), result, recipe, state.dataset, seed, engine.name, other_load)
-
-
-WARMED_UP: set[tuple[Recipe, str, torch.device]] = set()
-
-
-def warm_up(recipe: Recipe, dataset: Dataset, device: torch.device, engine: Engine) -> None:
-    """On CUDA, once a process for each recipe: two steps and an evaluation of a scratch state, which load kernels, let
-    cuDNN choose its algorithms and allocate memory, all outside the train time. Elsewhere nothing."""
-    key = (recipe, engine.name, device)
-    if device.type != "cuda" or key in WARMED_UP:
-        return
-    WARMED_UP.add(key)
-    state = TrainState(recipe, dataset, device, seed=0)
-    state.whiten()
-    step = engine.prepare(state)
-    step()
-    with state.network_code:
-        infer(state.network, state.dataset.test.images.to(device), state.mean, state.std, recipe.evaluation)
-    state.network.train()
-    step()
+    network, dataset = steps.state.network.eval(), steps.state.dataset
+    return Trained(network, result, prepared.recipe, dataset, seed, prepared.engine.name, other_load)
 
 
 def run_flops(recipe: Recipe, dataset: Dataset) -> int:

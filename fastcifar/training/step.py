@@ -5,8 +5,11 @@ The trainer loops over `train_step`, an engine wraps it, the profiler takes it a
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,10 +20,11 @@ from fastcifar.data.dataset import Dataset, holdout_split
 from fastcifar.errors import UsageError
 from fastcifar.model.augment import AugmentPlan, AugmentSampler, augment
 from fastcifar.model.network import Network, build_network, check_logits, network_code, precision
+from fastcifar.model.predict import Logits, infer
 from fastcifar.recipes.schedule import over_steps
-from fastcifar.recipes.schema import Recipe
+from fastcifar.recipes.schema import Evaluation, Recipe
 from fastcifar.training.annotations import phase
-from fastcifar.training.optim import Ema, make_optimizer
+from fastcifar.training.optim import Ema, Optimizer, make_optimizer
 
 WHITENING_CHUNK = 1000  # images augmented at once, to bound memory
 
@@ -41,24 +45,40 @@ def resolutions(recipe: Recipe, steps: int) -> list[int]:
     return [round(side) for side in over_steps(recipe.data.resolution, steps)]
 
 
+class DeviceData:
+    """A dataset on the device, with `holdout` of its training images in place of the test images (0: as it is)."""
+
+    def __init__(self, dataset: Dataset, holdout: int, device: torch.device) -> None:
+        self.dataset = dataset = holdout_split(dataset, holdout)
+        self.images = dataset.train.images.to(device)
+        self.labels = dataset.train.labels.to(device)
+        self.test_images = dataset.test.images.to(device)
+        self.mean = torch.tensor(dataset.mean, dtype=torch.float32, device=device)
+        self.std = torch.tensor(dataset.std, dtype=torch.float32, device=device)
+
+
 class TrainState:
     """Everything a run changes, and the dataset it reads: the whole state between two steps.
 
     `dataset` is the one given, with `data.holdout` of its training images in place of the test images where the recipe
-    holds some out. `metrics`, float32 (3,) on the device, holds the sum of losses, the correct predictions and the
-    images since `clear_metrics`.
+    holds some out; `data` is the same on the device, where several states share it. `metrics`, float32 (3,) on the
+    device, holds the sum of losses, the correct predictions and the images since `clear_metrics`.
     """
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, device: torch.device, seed: int, weights: Tensor | None = None
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        device: torch.device,
+        seed: int,
+        weights: Tensor | None = None,
+        data: DeviceData | None = None,
     ) -> None:
         self.recipe = recipe
         self.device = device
-        self.dataset = dataset = holdout_split(dataset, recipe.data.holdout)
-        self.images = dataset.train.images.to(device)
-        self.labels = dataset.train.labels.to(device)
-        self.mean = torch.tensor(dataset.mean, dtype=torch.float32, device=device)
-        self.std = torch.tensor(dataset.std, dtype=torch.float32, device=device)
+        self.data = data = data or DeviceData(dataset, recipe.data.holdout, device)
+        self.dataset = dataset = data.dataset
+        self.images, self.labels, self.mean, self.std = data.images, data.labels, data.mean, data.std
         self.dtype = precision(recipe, device)
         self.batch_size = min(recipe.training.batch_size, len(self.images))
         self.steps_per_epoch = steps_per_epoch(recipe, len(self.images))
@@ -75,8 +95,8 @@ class TrainState:
                 "Batch normalisation needs more than one value a channel, and the last group has one pixel of one "
                 "image: train on two images a step or more (training.batch_size, network.norm.ghost)."
             )
-        self.augment_images = augment  # an engine may put a faster one here
-        self.step = 0
+        # An engine may put faster ones here.
+        self.augment_images, self.loss_and_metrics = augment, loss_and_metrics
 
         if weights is not None and weights.shape != self.labels.shape:
             raise UsageError(f"There are {len(weights)} weights for {len(self.labels)} training images.")
@@ -86,19 +106,45 @@ class TrainState:
             torch.manual_seed(seed)  # user-supplied code draws from PyTorch's global generator
         self.network = build_network(recipe, len(dataset.classes), device)
         self.network_code = network_code(recipe.network)  # around calls of the network
-        if isinstance(self.network, Network):
-            self.network.initialize(torch.Generator().manual_seed(seed))
+        self.initialize(seed)  # an optimizer of one's own may look at the weights
         self.optimizer = make_optimizer(self.network, recipe.optimizer, self.total_steps)
         self.ema = Ema(self.network, recipe.ema, self.total_steps)
-        self.generator = torch.Generator(device).manual_seed(seed)
-        self.sampler = AugmentSampler(recipe.data, len(self.images), self.generator)
-        self.plan: AugmentPlan | None = None
+        self.generator = torch.Generator(device)
         self.metrics = torch.zeros(3, dtype=torch.float32, device=device)
+        self.begin(seed)
+
+    @property
+    def resettable(self) -> bool:
+        """Whether `reset` makes a state like a fresh one: what the user's own code built can only be built anew."""
+        return isinstance(self.network, Network) and isinstance(self.optimizer, Optimizer)
+
+    def reset(self, seed: int) -> None:
+        """Begin a run from a seed: all as in a fresh state, and every tensor of the state where it was, so that CUDA
+        graphs captured with them stay valid."""
+        self.initialize(seed)
+        if isinstance(self.optimizer, Optimizer):
+            self.optimizer.reset()
+        self.clear_metrics()
+        self.begin(seed)
+
+    def initialize(self, seed: int) -> None:
+        """The weights of a fresh network; a user's comes with its own."""
+        if isinstance(self.network, Network):
+            self.network.initialize(torch.Generator().manual_seed(seed))
+
+    def begin(self, seed: int) -> None:
+        """The first step, and the random numbers of a run."""
+        self.step = 0
+        self.plan: tuple[int, AugmentPlan] | None = None  # an epoch and its plan
+        self.generator.manual_seed(seed)
+        self.sampler = AugmentSampler(self.recipe.data, len(self.images), self.generator)
 
     def augment(self, plan: AugmentPlan) -> Tensor:
         """The planned training images, (B, 3, side, side), as large as they are at this step."""
-        cutout, side = self.recipe.data.cutout, self.resolutions[self.step]
-        return self.augment_images(self.images, plan, self.mean, self.std, self.dtype, cutout, side)
+        data, side = self.recipe.data, self.resolutions[self.step]
+        return self.augment_images(
+            self.images, plan, self.mean, self.std, self.dtype, data.cutout, side, data.antialias
+        )
 
     def whiten(self) -> None:
         """Set the whitening from a random sample of training images, as they are; other networks have none."""
@@ -112,15 +158,22 @@ class TrainState:
         )
 
     def batch_plan(self) -> AugmentPlan:
-        """The plan of the current step; the first step of an epoch draws the epoch's."""
+        """The plan of the current step; the first step made in an epoch draws the epoch's."""
         epoch, position = divmod(self.step, self.steps_per_epoch)
-        if position == 0 or self.plan is None:
-            self.plan = self.sampler.sample(epoch)
-        return self.plan.batch(position * self.batch_size, self.batch_size)
+        if self.plan is None or self.plan[0] != epoch:
+            self.plan = epoch, self.sampler.sample(epoch)
+        return self.plan[1].batch(position * self.batch_size, self.batch_size)
 
     def graph_key(self, step: int) -> Any:
         """Equal for steps that launch the same kernels: resolution, trained groups, weight normalisation, averaging."""
         return self.resolutions[step], self.optimizer.graph_key(step), self.ema.graph_key(step)
+
+    def kinds(self) -> dict[Any, list[int]]:
+        """The steps of the run by their `graph_key`, in the order in which the kinds first come."""
+        kinds: dict[Any, list[int]] = defaultdict(list)
+        for step in range(self.total_steps):
+            kinds[self.graph_key(step)].append(step)
+        return kinds
 
     def batch(self, plan: AugmentPlan) -> tuple[Tensor, Tensor, Tensor | None]:
         """The images, labels and weights of a step's plan."""
@@ -136,6 +189,11 @@ class TrainState:
             if not logits.requires_grad and any(each.requires_grad for each in self.network.parameters()):
                 raise self.network_code.fault("gives outputs that do not depend on what is trained")
         return logits
+
+    def evaluate(self, recipe: Evaluation) -> Logits:
+        """The logits of the test images, with the weights as they are; the network is in evaluation mode afterwards."""
+        with self.network_code:
+            return infer(self.network, self.data.test_images, self.mean, self.std, recipe, self.augment_images)
 
     def clear_metrics(self) -> None:
         """Set the metrics to zero."""
@@ -154,14 +212,31 @@ class TrainState:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up a state that `state` gave."""
+        self.restore_tensors(state)
+        self.generator.set_state(state["generator"].cpu())
+        if self.sampler.mirrored is not None:
+            self.sampler.mirrored.copy_(state["mirrored"])
+
+    def restore_tensors(self, state: dict[str, Any]) -> None:
+        """The same without the random numbers, which another kind of device draws otherwise."""
         self.step = state["step"]
         self.network.load_state_dict(state["network"])
         self.optimizer.restore(state["momenta"])
         for average, saved in zip(self.ema.averages, state["averages"], strict=True):
             average.copy_(saved)
-        self.generator.set_state(state["generator"].cpu())
-        if self.sampler.mirrored is not None:
-            self.sampler.mirrored.copy_(state["mirrored"])
+
+    @contextmanager
+    def preserved(self) -> Iterator[None]:
+        """Put everything back afterwards that steps within change, in place; for preparations before a run begins."""
+        saved, training = copy.deepcopy(self.state()), self.network.training
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            yield
+        self.restore(saved)
+        self.plan = None
+        self.clear_metrics()
+        self.network.train(training)
+        for parameter in self.network.parameters():
+            parameter.grad = None
 
 
 def train_step(state: TrainState, run: Callable[[TrainState, AugmentPlan], None] | None = None) -> None:
@@ -182,15 +257,25 @@ def forward_backward_update(state: TrainState, plan: AugmentPlan) -> None:
     with phase("forward"):
         logits = state.forward(images)
     with phase("loss"):
-        loss = summed_loss(logits, labels, state.recipe.training.label_smoothing, weights)
+        loss = state.loss_and_metrics(logits, labels, state.recipe.training.label_smoothing, weights, state.metrics)
     with phase("backward"), state.network_code:
         if loss.requires_grad:  # else the schedules freeze everything
             loss.backward()  # type: ignore[no-untyped-call]
     with phase("optimizer"):
         state.optimizer.update(state.step)
         state.ema.update(state.step)
-    with phase("loss"):
-        add_metrics(state.metrics, loss, logits, labels)
+
+
+def loss_and_metrics(
+    logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None, metrics: Tensor
+) -> Tensor:
+    """The `summed_loss` of a batch, which is added to the metrics (3,), float32, together with the correct predictions
+    and the images."""
+    loss = summed_loss(logits, labels, label_smoothing, weights)
+    with torch.no_grad():
+        correct = (logits.argmax(1) == labels).sum()
+        metrics += torch.stack([loss.detach(), correct.float(), torch.full_like(loss, len(labels))])
+    return loss
 
 
 def summed_loss(logits: Tensor, labels: Tensor, label_smoothing: float, weights: Tensor | None = None) -> Tensor:
@@ -200,10 +285,3 @@ def summed_loss(logits: Tensor, labels: Tensor, label_smoothing: float, weights:
         return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="sum")
     losses = F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing, reduction="none")
     return (losses * weights).sum()
-
-
-@torch.no_grad()
-def add_metrics(metrics: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-    """Add one batch to the metrics, on the device."""
-    correct = (logits.argmax(1) == labels).sum()
-    metrics += torch.stack([loss.detach(), correct.float(), torch.full_like(loss, len(labels))])

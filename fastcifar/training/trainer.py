@@ -19,10 +19,9 @@ from torch import Tensor
 
 from fastcifar.errors import Diverged
 from fastcifar.model import predict
-from fastcifar.recipes.schema import Evaluation
 from fastcifar.system.device import peak_memory, reset_peak_memory
 from fastcifar.system.timing import Timestamp, process_age
-from fastcifar.training.engine import EAGER, Engine
+from fastcifar.training.launch import Steps
 from fastcifar.training.step import TrainState
 
 SNAPSHOTS_PER_EPOCH = 16
@@ -91,7 +90,7 @@ class MetricsSnapshot:
 def fit(
     state: TrainState,
     *,
-    engine: Engine = EAGER,
+    steps: Steps | None = None,
     eval_every: int = 0,
     on_change: Callable[[Status], None] = lambda status: None,
     save: Callable[[dict[str, Any]], None] | None = None,
@@ -99,12 +98,13 @@ def fit(
 ) -> Result:
     """Train a state to the end and evaluate it; `state` holds the final weights afterwards.
 
-    Every `eval_every` epochs the test accuracy is measured, outside the train time. `on_change` is called with the same
-    status again and again and must return at once. `save` is called with a tree to resume from after each epoch that
-    was worth it; `saved` is such a tree. Raises Diverged when the loss is not finite.
+    `steps` are those of an engine that prepared the state; None: the eager engine's, not prepared. Every `eval_every`
+    epochs the test accuracy is measured, outside the train time. `on_change` is called with the same status again and
+    again and must return at once. `save` is called with a tree to resume from after each epoch that was worth it;
+    `saved` is such a tree. Raises Diverged when the loss is not finite.
     """
     reset_peak_memory(state.device)
-    loop = TrainLoop(state, engine.prepare(state), on_change)
+    loop = TrainLoop(steps or Steps(state), on_change)
     setup_s = process_age()
     loop.begin(saved)
     while state.step < state.total_steps:
@@ -120,9 +120,9 @@ def fit(
 class TrainLoop:
     """The epochs of one run: launches steps, and reads what the device has finished of them."""
 
-    def __init__(self, state: TrainState, step: Callable[[], None], on_change: Callable[[Status], None]) -> None:
-        self.state = state
-        self.step = step
+    def __init__(self, steps: Steps, on_change: Callable[[Status], None]) -> None:
+        self.steps = steps
+        self.state = state = steps.state
         self.on_change = on_change
         self.status = Status(state.total_steps, state.steps_per_epoch)
         self.snapshots: deque[MetricsSnapshot] = deque()
@@ -130,7 +130,6 @@ class TrainLoop:
         # Where the metrics of each snapshot go, all at once: pinning memory within an epoch would wait for the device.
         snapshots = state.total_steps // self.snapshot_every + -(-state.total_steps // state.steps_per_epoch)
         self.slots = iter(torch.empty(snapshots, 3, pin_memory=state.device.type == "cuda"))
-        self.test_images = state.dataset.test.images.to(state.device)
         self.whiten_s = 0.0
         self.finished_s = 0.0  # of the epochs that this process finished
         self.save_s = 0.0  # seconds that the last saved state took
@@ -158,7 +157,7 @@ class TrainLoop:
         state.clear_metrics()
         end = min(state.total_steps, (state.step // state.steps_per_epoch + 1) * state.steps_per_epoch)
         while state.step < end:
-            self.step()
+            self.steps.step()
             if state.step == end or state.step % self.snapshot_every == 0:
                 self.record_snapshot(start)
                 self.drain_snapshots()
@@ -197,17 +196,11 @@ class TrainLoop:
             status.epochs.append(Epoch(number, epoch_s, images / epoch_s, loss / images, correct / images, snapshot.lr))
         self.on_change(status)
 
-    def evaluate(self, recipe: Evaluation) -> predict.Logits:
-        """The logits of the test images, with the weights as they are."""
-        state = self.state
-        with state.network_code:
-            return predict.infer(state.network, self.test_images, state.mean, state.std, recipe)
-
     def measure_test_accuracy(self) -> None:
         """Add the test accuracy to the epoch just run; the time it takes counts nowhere but in the wall time."""
         self.drain_snapshots(wait=True)
         recipe = dataclasses.replace(self.state.recipe.evaluation, views="none")
-        accuracy = predict.accuracy(self.evaluate(recipe).plain.cpu(), self.state.dataset.test.labels)
+        accuracy = predict.accuracy(self.state.evaluate(recipe).plain.cpu(), self.state.dataset.test.labels)
         self.status.epochs[-1] = dataclasses.replace(self.status.epochs[-1], test_accuracy=accuracy)
         self.on_change(self.status)
         self.latest = self.mark()
@@ -247,7 +240,7 @@ class TrainLoop:
         self.status.stage = "evaluating"
         self.on_change(self.status)
         self.state.ema.apply()
-        logits = self.evaluate(self.state.recipe.evaluation)
+        logits = self.steps.evaluate()
         after = self.mark()
         self.drain_snapshots(wait=True)
         after.wait()

@@ -40,7 +40,9 @@ def test_help_lists_options_in_groups(call: Call) -> None:
     assert groups == {"--seed": "Options:", "--threads": "Machine:", "--json": "Output:"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["recipes"], ["train", "--sed"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["doctor", "--help"], ["recipes"], ["train", "--sed"]]
+)
 def test_what_must_start_at_once_does_not_load_torch(arguments: list[str]) -> None:
     code = f"""
 import sys

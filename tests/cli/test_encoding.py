@@ -16,7 +16,9 @@ PROFILE = ["profile", "tiny", "--dataset", "shapes", "--set", "network.widths=[8
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-@pytest.mark.parametrize("arguments", [["recipes"], ["recipes", "air94"], [*TINY, "--seed", "3"], PROFILE], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [["recipes"], ["recipes", "air94"], ["doctor"], [*TINY, "--seed", "3"], PROFILE], ids=str
+)
 def test_every_screen_has_an_ascii_form(arguments: list[str], encoding: str, tmp_path: Path) -> None:
     script = f"import os; os.environ['PYTHONIOENCODING'] = {encoding!r}; os.execv(os.sys.executable, {['python', '-m', 'fastcifar', *arguments]})"  # noqa: E501
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, cwd=tmp_path)

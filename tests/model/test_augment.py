@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.nn import functional as F
 
 from fastcifar.model.augment import AugmentPlan, AugmentSampler, augment, reflect
 from fastcifar.model.kernels.augment import augment_cpu
@@ -64,14 +65,18 @@ def test_render_agrees_with_the_reference(
     assert kernel.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("side", [16, 18, 20, 25, 31, 32, 40])
-def test_the_kernel_makes_images_smaller_as_pytorch_does(side: int) -> None:
+def test_the_kernel_makes_images_smaller_as_pytorch_does(side: int, antialias: bool) -> None:
     generator = torch.Generator().manual_seed(side)
     images = torch.randint(0, 256, (9, 3, 32, 32), dtype=torch.uint8, generator=generator)
     plan = AugmentSampler(Data("random", 3), len(images), generator).sample(0).batch(2, 5)
-    expected = augment(images, plan, MEAN, STD, torch.float32, side=side)
-    found = augment_cpu(images, plan, MEAN, STD, torch.float32, side=side)
+    expected, found = (
+        each(images, plan, MEAN, STD, torch.float32, side=side, antialias=antialias) for each in (augment, augment_cpu)
+    )
     torch.testing.assert_close(found, expected, atol=4e-6, rtol=1e-5)
+    plain = F.interpolate(augment(images, plan, MEAN, STD, torch.float32), (side, side), mode="bilinear")
+    assert torch.allclose(expected, plain, atol=1e-5) == (not antialias or side >= 32)
 
 
 def test_reflect_mirrors_about_the_outermost_pixel() -> None:

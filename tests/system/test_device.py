@@ -19,8 +19,6 @@ from fastcifar.system.timing import Timestamp
 
 
 def test_a_device_is_picked_or_refused() -> None:
-    expected = "cuda" if torch.cuda.is_available() else "cpu"
-    assert pick_device(None).type == expected
     assert pick_device("cpu") == torch.device("cpu")
     with pytest.raises(UsageError, match="did you mean 'cuda'"):
         pick_device("cudo")
@@ -28,6 +26,15 @@ def test_a_device_is_picked_or_refused() -> None:
         pick_device("cuda:x")
     with pytest.raises(MachineError, match="no device 'cuda:99'"):
         pick_device("cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"), [(1, 1, "cuda:0"), (1, 0, "cuda:0"), (0, 1, "mps"), (0, 0, "cpu")]
+)
+def test_a_gpu_is_the_default(cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device(None) == torch.device(expected)
 
 
 def test_the_cpu_is_described_with_its_threads() -> None:

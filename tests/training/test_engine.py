@@ -11,7 +11,7 @@ from conftest import few_shapes
 from fastcifar.data.dataset import Dataset
 from fastcifar.errors import MachineError, UsageError
 from fastcifar.recipes.parse import load_recipe
-from fastcifar.training.engine import CpuKernels, bind_engines, choose_engine
+from fastcifar.training.engine import OwnKernels, bind_engines, choose_engine
 from fastcifar.training.run_folder import RunFolder
 from fastcifar.training.step import TrainState
 
@@ -31,7 +31,7 @@ def test_engines_take_the_same_steps(name: str, dataset: Dataset) -> None:
     for which in ("eager", "compiled"):
         training = TrainState(found, dataset, CPU, 0)
         training.whiten()
-        make_step = choose_engine(which, CPU).prepare(training)
+        make_step = choose_engine(which, CPU).prepare(training).step
         for _ in range(2):  # later the maps themselves are chaotic, and tell any rounding from any other
             make_step()
         trained.append(training)
@@ -54,30 +54,10 @@ def test_what_cannot_run_here_is_said() -> None:
         choose_engine("grap", CPU)
     with pytest.raises(MachineError, match=r"graph engine cannot run here: .*CUDA device.*--engine eager"):
         choose_engine("graph", CPU)
-    assert choose_engine("auto", CPU) == CpuKernels()
+    assert choose_engine("auto", CPU) == OwnKernels()
 
 
 def test_a_run_goes_on_with_the_engine_it_began_with(dataset: Dataset, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.save_state(load_recipe("tiny", *SMALL), dataset, 0, CPU, "eager", {})
     assert folder.load_state()["engine"] == "eager"
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("which", ["compiled", "graph"])
-def test_engines_agree_on_a_gpu(which: str, dataset: Dataset) -> None:
-    place = torch.device("cuda")
-    found = load_recipe("air94", "training.batch_size=100", "training.epochs=4", "network.whiten.images=500")
-    states, losses = [], []
-    for each in ("eager", which):
-        training = TrainState(found, dataset, place, 0)
-        training.whiten()
-        make_step = choose_engine(each, place).prepare(training)
-        for count in range(12):
-            make_step()
-            if count == 3:  # the graph has been captured and replayed by now; later rounding takes over
-                states.append({key: value.clone() for key, value in training.network.state_dict().items()})
-        losses.append(float(training.metrics[0]))
-    for (key, a), b in zip(states[0].items(), states[1].values(), strict=True):
-        torch.testing.assert_close(a, b, atol=5e-2, rtol=5e-2, msg=key)
-    assert losses[1] == pytest.approx(losses[0], rel=0.05)

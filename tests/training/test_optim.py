@@ -1,17 +1,19 @@
-"""Optimizers, held against PyTorch's own and against the singular value decomposition."""
+"""Optimizers, held against PyTorch's own and against their definitions."""
 
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcifar.model.network import Network
 from fastcifar.recipes.parse import load_recipe, recipe_names
 from fastcifar.recipes.schema import Ema as EmaRecipe
-from fastcifar.training.optim import Ema, Optimizer, newton_schulz, orthogonalize, parameter_groups, renormalized_steps
+from fastcifar.training.optim import Ema, Optimizer, parameter_groups, plain_update, renormalized_steps
 
 STEPS = 8
 
@@ -69,6 +71,7 @@ def test_a_frozen_bias_has_no_gradient_and_does_not_move() -> None:
     settings = load_recipe("tiny", "optimizer.whiten_bias.schedule=[[0, 1], [0.5, 0]]")
     optimizer = Optimizer(network, settings.optimizer, STEPS)
     bias, seen = network.whiten.bias, []
+    momentum, frozen = optimizer.groups[-1].momenta[0], torch.tensor(0.0)
     assert bias is not None
     for step in range(STEPS):
         optimizer.begin(step)
@@ -76,30 +79,11 @@ def test_a_frozen_bias_has_no_gradient_and_does_not_move() -> None:
         assert (bias.grad is not None) == (step < STEPS // 2)
         optimizer.update(step)
         seen.append(bias.detach().clone())
+        if step == STEPS // 2 - 1:
+            frozen = momentum.clone()
     moved = [not torch.equal(a, b) for a, b in itertools.pairwise(seen)]
     assert moved == [True] * (STEPS // 2 - 1) + [False] * (STEPS // 2)
-
-
-@pytest.mark.parametrize("shape", [(1, 16, 40), (3, 16, 16), (2, 40, 16)])
-def test_newton_schulz_brings_singular_values_near_one_and_keeps_the_directions(shape: tuple[int, ...]) -> None:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))  # a square one may be near singular
-    u, _, v = torch.linalg.svd(x, full_matrices=False)
-    y = newton_schulz(x, ((3.4445, -4.7750, 2.0315),) * 5)
-    assert y.shape == x.shape
-    middle = u.mT @ y @ v.mT  # diagonal where the directions are kept
-    values = torch.linalg.svdvals(y)
-    assert float(values.min()) > 0.4 and float(values.max()) < 1.4
-    off = middle - torch.diag_embed(middle.diagonal(dim1=1, dim2=2))
-    assert float(off.abs().max()) < 1e-3
-
-
-def test_batched_orthogonalisation_is_that_of_each_filter() -> None:
-    filters: list[Tensor] = [torch.randn(s) for s in [(8, 4, 3, 3), (16, 8, 3, 3), (8, 4, 3, 3), (6, 10)]]
-    polynomials = ((3.4445, -4.7750, 2.0315),) * 3
-    together = orthogonalize({str(i): each for i, each in enumerate(filters)}, polynomials)
-    for one, result in zip(filters, together, strict=True):
-        alone = newton_schulz(one.flatten(1)[None], polynomials)[0].view(one.shape)
-        torch.testing.assert_close(result, alone, atol=1e-5, rtol=1e-4)
+    assert frozen.any() and torch.equal(momentum, frozen)  # it is not updated at a rate of zero, but not at all
 
 
 def test_muon_sets_the_norm_of_filters_before_it_moves_them() -> None:
@@ -166,3 +150,77 @@ def test_state_and_restore_go_on_as_if_nothing_had_happened() -> None:
             two.restore([[m.clone() for m in group] for group in state])
     for mine, other in zip(straight.parameters(), broken.parameters(), strict=True):
         assert torch.equal(mine, other)
+
+
+def test_a_reset_optimizer_begins_anew_in_the_same_memory() -> None:
+    settings = load_recipe("hive94", "network.widths=[8, 8, 8]")
+    network, fresh = (network_of("hive94", "network.widths=[8, 8, 8]") for _ in range(2))
+    used = Optimizer(network, settings.optimizer, STEPS)
+    addresses = [m.data_ptr() for group in used.state() for m in group]
+    for step in range(STEPS):
+        used.begin(step)
+        give_gradients(network, step)
+        used.update(step)
+    assert all(bool(group.momenta[0].any()) for group in used.groups)
+    network.load_state_dict(fresh.state_dict())
+    used.reset()
+    assert [m.data_ptr() for group in used.state() for m in group] == addresses
+    new = Optimizer(fresh, settings.optimizer, STEPS)
+    for step in range(STEPS):
+        for one, optimizer in ((network, used), (fresh, new)):
+            optimizer.begin(step)
+            give_gradients(one, step)
+            optimizer.update(step)
+    for (name, mine), other in zip(network.named_parameters(), fresh.parameters(), strict=True):
+        assert torch.equal(mine, other), name
+
+
+def test_an_average_begins_anew_in_every_run() -> None:
+    network = network_of("tiny")
+    ema = Ema(network, EmaRecipe(start=0.5, decay=0.9), 4)
+    for first in (0.0, 100.0):
+        for step in range(4):
+            with torch.no_grad():
+                network.head.weight.fill_(first + step)
+            ema.update(step)
+        assert float(ema.averages[-1][0, 0]) == pytest.approx(first + 0.9 * 2 + 0.1 * 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_many_tensors_share_a_launch_where_they_have_one_type(dtype: torch.dtype) -> None:
+    """PyTorch takes a scalar on the device in one launch only in the type of the tensors (ForeachBinaryOpScalarTensor):
+    the rates have it."""
+    network = network_of("hive94", "network.widths=[8, 8, 8]").to(dtype)
+    optimizer = Optimizer(network, load_recipe("hive94").optimizer, STEPS)
+    optimizer.begin(0)
+    with torch.no_grad(), Recorder() as recorder:
+        plain_update(optimizer.groups, optimizer.now, renormalize=False)
+    scaled = [args for name, args in recorder.calls if name == "_foreach_mul_" and isinstance(args[1], Tensor)]
+    assert len(scaled) == len(optimizer.groups)
+    assert {each.dtype for args in scaled for each in (*args[0], args[1])} == {dtype}
+
+
+def test_groups_of_two_types_have_rates_in_float32() -> None:
+    """As where norms are in float32, and other biases in half precision."""
+    network = network_of("tiny")
+    network.half()
+    network.group1.norm1.float()
+    optimizer = Optimizer(network, load_recipe("tiny").optimizer, STEPS)
+    assert {group.name: group.dtype for group in optimizer.groups} == {
+        "filters": torch.float16,
+        "head": torch.float16,
+        "biases": torch.float32,
+        "whiten_bias": torch.float16,
+    }
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the name and the arguments of each operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls.append((func.overloadpacket.__name__, args))
+        return func(*args, **(kwargs or {}))

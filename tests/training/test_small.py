@@ -15,6 +15,7 @@ from fastcifar.data.dataset import Dataset, Split, subset
 from fastcifar.data.store import load_dataset
 from fastcifar.errors import UsageError
 from fastcifar.recipes.parse import load_recipe
+from fastcifar.training.launch import Steps
 from fastcifar.training.run import train
 from fastcifar.training.step import TrainState
 from fastcifar.training.trainer import TrainLoop, fit
@@ -88,13 +89,13 @@ def test_every_command_takes_a_run_of_one_step(call: Call, tmp_path: Path, epoch
 def test_very_many_epochs_cost_no_more_each_than_few() -> None:
     """The loop without its steps: what it keeps and sums up an epoch must not grow with the epochs."""
     recipe = load_recipe("tiny", *NARROW, "training.epochs=5000")
-    state = TrainState(recipe, few_shapes(40, 20), CPU, 0)
 
-    def step() -> None:
-        state.step += 1
-        state.metrics += torch.tensor([1.0, 1.0, 40.0])
+    class Counted(Steps):
+        def step(self) -> None:
+            self.state.step += 1
+            self.state.metrics += torch.tensor([1.0, 1.0, 40.0])
 
-    loop = TrainLoop(state, step, lambda status: None)
+    loop = TrainLoop(Counted(TrainState(recipe, few_shapes(40, 20), CPU, 0)), lambda status: None)
     longest, seconds = 0, []
     for _ in range(10):
         began = time.process_time()

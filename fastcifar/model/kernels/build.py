@@ -14,6 +14,7 @@ import platform
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import warnings
 from functools import cache
@@ -25,7 +26,6 @@ from torch import Tensor, nn
 from fastcifar.errors import FastcifarError, FastcifarWarning, MachineError
 from fastcifar.system import files
 
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
 DIGEST_SIZE = 32
 MULTIPLE = 8  # channels that the kernels take come in multiples of it
@@ -37,6 +37,18 @@ class Fused(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """What came in."""
         return x
+
+
+def flags(platform: str = sys.platform) -> tuple[str, ...]:
+    """The compiler's options, by `sys.platform`.
+
+    Apple's clang takes neither -fopenmp from its driver nor -march=native, and has no OpenMP library. Torch has loaded
+    one, whose functions are found when a kernel is loaded; to link it would record the place where it was built.
+    """
+    common = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC")
+    if platform == "darwin":
+        return (*common, "-Xclang", "-fopenmp", "-Wl,-undefined,dynamic_lookup")
+    return (*common, "-march=native", "-fopenmp")
 
 
 @cache
@@ -95,7 +107,7 @@ def key(source: bytes) -> str:
             processor = next((line for line in info if line.lower().startswith(("flags", "features"))), "")
     except OSError:
         processor = platform.processor()
-    parts = (source, " ".join((*FLAGS, platform.machine(), processor)).encode())
+    parts = (source, " ".join((*flags(), platform.machine(), processor)).encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -108,17 +120,29 @@ def intact(path: Path) -> bool:
     return hashlib.sha256(content[:-DIGEST_SIZE]).digest() == content[-DIGEST_SIZE:]
 
 
+def find_compiler() -> str:
+    """The C++ compiler: the one named by CXX, else the first of those known; raises MachineError where none is here."""
+    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
+    if compiler is None:
+        raise MachineError("there is no C++ compiler here (g++ or clang++)")
+    return compiler
+
+
+def compiler_version(compiler: str) -> str:
+    """The first line of what a compiler says of its version. Raises OSError where it cannot be run."""
+    done = subprocess.run([compiler, "--version"], capture_output=True, check=False)
+    return done.stdout.decode(errors="replace").partition("\n")[0].strip()
+
+
 def build(source: bytes, path: Path) -> None:
     """Compile the source and put it at `path`, whole or not at all.
 
     Raises MachineError with the reason, DataError where it cannot be written.
     """
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", ""), *COMPILERS))), None)
-    if compiler is None:
-        raise MachineError("there is no C++ compiler here (g++ or clang++)")
+    compiler = find_compiler()
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / path.name
-        command = [compiler, *FLAGS, "-x", "c++", "-", "-o", str(output)]
+        command = [compiler, *flags(), "-x", "c++", "-", "-o", str(output)]
         done = subprocess.run(command, input=source, capture_output=True, check=False)
         if done.returncode or not output.exists():
             said = done.stderr.decode(errors="replace").strip().splitlines() or [f"it left with {done.returncode}"]

@@ -192,7 +192,7 @@ void put_output(const Shape& shape, const float* panels, int t, float* image, in
   }
 }
 
-inline Vec larger(Vec a, Vec b) { return (a > b) | (a != a) ? a : b; }  // a number that is none comes through
+inline Vec larger(Vec a, Vec b) { return ((a > b) | (a != a)) ? a : b; }  // a number that is none comes through
 
 // Write the maxima of a tile's 2x2 squares, as far as they lie in the pooled image, and which of the four each one was:
 // the first, by rows, of several.

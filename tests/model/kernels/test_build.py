@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import Cli
 
-from fastcifar.model.kernels.build import intact, library
+from fastcifar.model.kernels.build import build, flags, intact, library
 
 SMALL = ["network.widths=[8, 16, 24]", "training.epochs=2", "training.batch_size=100", "network.whiten.images=200"]
 
@@ -65,6 +65,26 @@ def test_the_cache_is_used_mended_and_not_trusted_blindly(
     library.cache_clear()
     with pytest.warns(UserWarning, match="not kept"):
         library("convolution")
+
+
+def test_options_of_each_platform() -> None:
+    """Apple's clang refuses -fopenmp from its driver and -march=native; everywhere else they are wanted."""
+    apple = flags("darwin")
+    assert "-march=native" not in apple and apple[apple.index("-fopenmp") - 1] == "-Xclang"
+    assert "-Wl,-undefined,dynamic_lookup" in apple and not [each for each in apple if each.startswith("-l")]
+    assert {"-march=native", "-fopenmp"} < set(flags("linux")) and "-Xclang" not in flags("linux")
+    assert flags() == flags(sys.platform)
+
+
+def test_the_compiler_is_given_these_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {tmp_path}/arguments\nfor last; do :; done\ncat > "$last"\n')
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CXX", str(compiler))
+    build(b"int x;", tmp_path / "x.so")
+    *given, _ = (tmp_path / "arguments").read_text().splitlines()
+    assert given == [*flags(), "-x", "c++", "-", "-o"]
+    assert (tmp_path / "x.so").read_bytes().startswith(b"int x;") and intact(tmp_path / "x.so")
 
 
 def test_interrupted_in_compiling(home: Path, tmp_path: Path) -> None:
