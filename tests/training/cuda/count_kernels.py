@@ -3,7 +3,8 @@
 For each recipe and each kind of step: PyTorch's operators, kernels, the FLOPs of convolutions and the bytes of each
 sort of work. Operators are recorded over fake CUDA tensors, kernels and bytes follow by `kernel_rules`: counted, not
 measured. The two figures that matter are the kernels and the bytes outside convolutions. What comes before the
-device's part of a step (rates, the batch's plan) and the evaluation are not counted.
+device's part of a step (rates, the batch's plan) and the evaluation are not counted. PyTorch must be built with CUDA:
+one for the CPU alone takes SiLU's gradient apart.
 """
 
 from __future__ import annotations

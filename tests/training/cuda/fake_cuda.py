@@ -48,7 +48,7 @@ class Unavailable(Exception):
 
 
 def compile_hooks(folder: Path) -> Path:
-    """The compiled hooks, which `folder` keeps; raises Unavailable with the reason."""
+    """The compiled hooks, which `folder` keeps; raises Unavailable where there is no compiler, or no LD_PRELOAD."""
     from torch.utils.cpp_extension import include_paths, library_paths  # takes a second to import
 
     if sys.platform != "linux":
@@ -66,7 +66,7 @@ def compile_hooks(folder: Path) -> Path:
         command = [compiler, str(SOURCE), "-o", str(made), *flags, "-ltorch_cpu", "-lc10"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise Unavailable(f"the hooks do not compile with PyTorch {torch.__version__}: {done.stderr.strip()[:500]}")
+            raise RuntimeError(f"The hooks do not compile with PyTorch {torch.__version__}:\n{done.stderr}")
         made.replace(library)
     return library
 
