@@ -34,16 +34,6 @@ from kernel_rules import SORTS, sort_of, work_of
 from fastcifar.model.kernels.build import private_folder
 from fastcifar.recipes.parse import recipe_names
 from fastcifar.training.engine import choose_engine
-from fastcifar.training.step import TrainState
-
-
-def install_engine(state: TrainState, name: str) -> None:
-    """Put the kernels of an engine in place of the layers of a state on fake CUDA tensors."""
-    engine = choose_engine(name, CUDA)
-    if hasattr(engine, "install"):
-        engine.install(state)
-    elif name != "eager":
-        raise SystemExit(f"The {name} engine has no kernels that can be installed without a run.")
 
 
 def count(operators: Iterable[Operator]) -> dict[str, Any]:
@@ -86,7 +76,7 @@ def count_recipe(recipe: str, engine: str) -> list[dict[str, Any]]:
     """The counts of each kind of step of a recipe, with its `kind` in words and how many `steps` a run has of it."""
     with fake_cuda():
         state = fake_state(recipe)
-        install_engine(state, engine)
+        choose_engine(engine, CUDA).install(state)
         counts = []
         for steps in kinds_of_step(state):
             operators = record_step(state, steps[0])

@@ -22,6 +22,7 @@ from fastcifar.model.augment import AugmentPlan
 from fastcifar.recipes.parse import load_recipe, recipe_names
 from fastcifar.recipes.schema import Recipe
 from fastcifar.training.engine import choose_engine
+from fastcifar.training.launch import Steps
 from fastcifar.training.optim import Optimizer
 from fastcifar.training.step import TrainState, total_steps, train_step
 
@@ -65,16 +66,11 @@ def shortened(name: str, dataset: Dataset, *overrides: str) -> Recipe:
     return next(narrow(name, steps, *overrides) for steps in lengths if kinds(narrow(name, steps), dataset) >= wanted)
 
 
-def prepare(state: TrainState) -> Any:
+def prepare(state: TrainState) -> Steps:
     """What the graph engine makes of a state on the CPU; its kernels, if it has some, are for CUDA."""
     engine = choose_engine("graph", CUDA)
-    with mock.patch.object(type(engine), "install", lambda self, state: None, create=True):
+    with mock.patch.object(type(engine), "install", lambda self, state: None):
         return engine.prepare(state)
-
-
-def step_of(steps: Any) -> Any:
-    """The function that makes one step, of what `prepare` gives."""
-    return getattr(steps, "step", steps)
 
 
 def begin(state: TrainState) -> None:
@@ -97,7 +93,7 @@ def tensors_of(state: TrainState) -> dict[str, Tensor]:
 def differences(recipe: Recipe, dataset: Dataset, weights: Tensor | None = None) -> list[str]:
     """Where a run on graphs differs from an eager one: the first tensors that do, and all that moved in memory."""
     eager, graphed = (TrainState(recipe, dataset, CPU, 3, weights) for _ in range(2))
-    make_step = step_of(prepare(graphed))
+    make_step = prepare(graphed).step
     addresses = {name: tensor.data_ptr() for name, tensor in tensors_of(graphed).items()}
     begin(eager)
     begin(graphed)
@@ -142,7 +138,7 @@ def late_work(recipe: Recipe, dataset: Dataset, log: Log) -> list[str]:
     captured, found = log.captures, []
     for number in range(state.total_steps):
         with LaunchedOneByOne(log) as launched:
-            step_of(steps)()
+            steps.step()
         if launched.convolutions:
             found.append(f"step {number} was launched one by one")
         if log.captures > captured:
@@ -153,13 +149,10 @@ def late_work(recipe: Recipe, dataset: Dataset, log: Log) -> list[str]:
     return found + ["the evaluation was launched one by one"] * bool(launched.convolutions)
 
 
-def evaluate(state: TrainState, steps: Any) -> predict.Logits:
-    """The evaluation at the end of a run: the engine's, if it has one."""
+def evaluate(state: TrainState, steps: Steps) -> predict.Logits:
+    """The evaluation at the end of a run."""
     state.ema.apply()
-    if hasattr(steps, "evaluate"):
-        return steps.evaluate()  # type: ignore[no-any-return]
-    images, recipe = state.dataset.test.images, state.recipe.evaluation
-    return predict.infer(state.network, images, state.mean, state.std, recipe)
+    return steps.evaluate()
 
 
 @pytest.mark.parametrize("name", ["quick90", "hlb"])
@@ -172,7 +165,7 @@ def test_the_evaluation_on_graphs_is_the_eager_one(name: str, dataset: Dataset) 
     logits = []
     for prepared in (False, True):
         state = TrainState(narrow(name, 30), dataset, CPU, 3)
-        steps = prepare(state) if prepared else None
+        steps = prepare(state) if prepared else Steps(state)
         begin(state)
         for _ in range(3):
             train_step(state)
