@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fastcifar.model.kernels.convolution import backward_flops as convolution_backward_flops
 from fastcifar.model.kernels.convolution import flops as convolution_flops
+from fastcifar.model.kernels.triton_operators import FLOPS
 from fastcifar.profiling.attribution import LOSS
 from fastcifar.training.annotations import LAYER, PHASE
 
@@ -83,9 +84,10 @@ class OpCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         out = func(*args, **kwargs)
         scope = self.scope()
-        formula = FORMULAS.get(func._overloadpacket)
-        if formula is not None:
+        if (formula := FORMULAS.get(func._overloadpacket)) is not None:
             self.costs[scope].flops += formula(*args, **kwargs, out_val=out)
+        elif (own := FLOPS.get(func.__name__.split(".")[0])) is not None:
+            self.costs[scope].flops += own(args, out)
         self.count_bytes(func, tree_leaves((args, kwargs)), tree_leaves(out), scope)
         return out
 

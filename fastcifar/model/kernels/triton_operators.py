@@ -16,17 +16,23 @@ from torch import Tensor
 OPERATORS = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-untyped-call]
 # With TRITON_INTERPRET=1 (read by Triton when a kernel is defined) kernels run on the CPU, slowly, for tests.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-Traffic = Callable[[tuple[Any, ...], Any], int]
-TRAFFIC: dict[str, Traffic] = {}  # of operators that do not move each tensor once
+Count = Callable[[tuple[Any, ...], Any], int]
+TRAFFIC: dict[str, Count] = {}  # of operators that do not move each tensor once
+FLOPS: dict[str, Count] = {}  # of those that do what `torch.utils.flop_counter` counts
 
 
 def define(
-    schema: str, launch: Callable[..., Any], shapes: Callable[..., Any], traffic: Traffic | None = None
+    schema: str,
+    launch: Callable[..., Any],
+    shapes: Callable[..., Any],
+    traffic: Count | None = None,
+    flops: Count | None = None,
 ) -> Callable[..., Any]:
     """Register the operator `fastcifar::<name>` of a schema, whose name begins with `triton_`, and return it.
 
     `launch` makes the outputs and launches the kernel; `shapes` makes outputs of the same shapes, types and memory
-    formats without computing them (for fake tensors); `traffic` gives the bytes moved, from arguments and outputs.
+    formats without computing them (for fake tensors); `traffic` gives the bytes moved, `flops` the
+    floating-point operations of convolutions and matrix products, from arguments and outputs.
     """
     name = schema.split("(")[0]
     OPERATORS.define(schema)  # type: ignore[no-untyped-call]
@@ -35,6 +41,8 @@ def define(
     OPERATORS.impl(name, shapes, "Meta")  # type: ignore[no-untyped-call]
     if traffic is not None:
         TRAFFIC[name] = traffic
+    if flops is not None:
+        FLOPS[name] = flops
     operator: Callable[..., Any] = getattr(torch.ops.fastcifar, name)
     return operator
 

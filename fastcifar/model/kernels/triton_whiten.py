@@ -181,6 +181,12 @@ def shapes(images: Tensor, filters: Tensor, bias: Tensor | None, padding: int, *
     return new(images, output_shape(images, filters, padding), images.dtype)
 
 
+def flops(arguments: tuple[Any, ...], out: Tensor) -> int:
+    """Those of the convolution (a multiply-add is two), as `torch.utils.flop_counter` counts them."""
+    count: int = 2 * out.numel() * arguments[1][0].numel()
+    return count
+
+
 def launch_backward(images: Tensor, filters: Tensor, bias: Tensor, grad: Tensor, padding: int, kind: str) -> Tensor:
     """What blocks of pixels add to the gradient of the bias, from that of the outputs: float32 (channels, blocks)."""
     sums = backward_shapes(images, filters, bias, grad)
@@ -213,7 +219,10 @@ def bias_traffic(arguments: tuple[Any, ...], out: Tensor) -> int:
 
 
 FORWARD = define(
-    "triton_whiten(Tensor images, Tensor filters, Tensor? bias, int padding, str kind) -> Tensor", launch, shapes
+    "triton_whiten(Tensor images, Tensor filters, Tensor? bias, int padding, str kind) -> Tensor",
+    launch,
+    shapes,
+    flops=flops,
 )
 BACKWARD = define(
     "triton_whiten_backward(Tensor images, Tensor filters, Tensor bias, Tensor grad, int padding, str kind) -> Tensor",

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastcifar.model.augment import AugmentPlan, AugmentSampler, augment
 from fastcifar.model.kernels import triton_augment, triton_loss, triton_whiten
@@ -22,6 +23,7 @@ from fastcifar.model.kernels.triton_activations import activate, slope
 from fastcifar.model.kernels.triton_augment import augment_cuda
 from fastcifar.model.kernels.triton_operators import INTERPRETED
 from fastcifar.model.network import Network
+from fastcifar.profiling.op_counter import OpCounter
 from fastcifar.recipes.schema import Data, Whiten
 from fastcifar.recipes.schema import Network as NetworkRecipe
 from fastcifar.training.step import loss_and_metrics as plain_loss_and_metrics
@@ -350,6 +352,16 @@ def cases() -> list[tuple[Any, tuple[Any, ...]]]:
         (triton_loss.METRICS, (random(2, 3), torch.zeros(3, device=DEVICE), 150)),
         (triton_loss.BACKWARD, (logits, labels, None, torch.ones((), device=DEVICE), 0.2)),
     ]
+
+
+def test_the_operations_of_the_whitening_are_those_of_the_convolution() -> None:
+    images, filters, bias = random(3, 3, 12, 12), random(24, 3, 2, 2), random(24)
+    layout = (images.contiguous(memory_format=LAST), filters.contiguous(memory_format=LAST), bias)
+    with FlopCounterMode(display=False) as counter:
+        F.conv2d(images, filters, bias)
+    with OpCounter() as ours:
+        triton_whiten.FORWARD(*layout, 0, "gelu")
+    assert sum(cost.flops for cost in ours.costs.values()) == counter.get_total_flops() > 0
 
 
 def test_the_shapes_of_what_is_not_computed() -> None:
