@@ -13,6 +13,7 @@ import torch
 
 from fastcifar.errors import FastcifarError, MachineError, UsageError, nearest
 from fastcifar.model.kernels.install import compile_kernels, install, missing_triton
+from fastcifar.model.kernels.triton_operators import runs_on
 from fastcifar.recipes.parse import bind_overrides
 from fastcifar.training.launch import GraphedSteps, Steps
 from fastcifar.training.optim import Optimizer
@@ -60,7 +61,7 @@ class OwnKernels(Engine):
         state.augment_images = installed.augment or state.augment_images
         if installed.loss_and_metrics is not None:
             state.loss_and_metrics = partial(installed.loss_and_metrics, loss_and_metrics)
-        if state.device.type == "cuda" and isinstance(state.optimizer, Optimizer):
+        if runs_on(state.device) and isinstance(state.optimizer, Optimizer):
             from fastcifar.training import fused_update
 
             fused_update.install(state.optimizer)

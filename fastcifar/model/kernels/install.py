@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastcifar.model.kernels import convolution, norm_act
 from fastcifar.model.kernels.augment import augment_cpu
 from fastcifar.model.kernels.build import library, private_folder, warn_not_kept
+from fastcifar.model.kernels.triton_operators import runs_on
 
 SOURCES = ("convolution", "norm_act", "augment")
 
@@ -46,7 +47,7 @@ def install(network: nn.Module, device: torch.device) -> Installed:
     Raises MachineError where the kernels cannot be compiled.
     """
     before = {name: type(module) for name, module in network.named_modules()}
-    augment, loss_and_metrics = install_triton(network) if device.type == "cuda" else install_cpu(network)
+    augment, loss_and_metrics = install_triton(network) if runs_on(device) else install_cpu(network)
     after = {name: type(module) for name, module in network.named_modules()}
     replaced = {name: kind for name, kind in before.items() if after[name] is not kind}
     return Installed(augment, loss_and_metrics, replaced)

@@ -47,6 +47,11 @@ def define(
     return operator
 
 
+def runs_on(device: torch.device) -> bool:
+    """Whether the kernels can run there: on CUDA, or on the CPU where kernels are interpreted."""
+    return device.type == "cuda" or (INTERPRETED and device.type == "cpu")
+
+
 def supported(*tensors: Tensor) -> bool:
-    """Whether the kernels can run on these tensors: all on CUDA, or on the CPU where kernels are interpreted."""
-    return all(tensor.is_cuda or (INTERPRETED and tensor.is_cpu) for tensor in tensors)
+    """Whether the kernels can run on all these tensors."""
+    return all(runs_on(tensor.device) for tensor in tensors)
