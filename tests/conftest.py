@@ -35,9 +35,6 @@ SHARED = Path(os.environ.get("FASTCIFAR_SHARED", Path(__file__).resolve().parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "cifar10_home" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("the real images, imported once"))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

@@ -80,8 +80,8 @@ def infer(
 
 def plan_views(index: Tensor, kinds: list[tuple[bool, int, float]]) -> AugmentPlan:
     """The plan of several views of the images at `index` (n,), view by view: together they fill larger batches."""
-    mirrored = torch.zeros(len(kinds), len(index), dtype=torch.bool, device=index.device)
-    shifted = torch.zeros(len(kinds), len(index), 2, dtype=torch.int64, device=index.device)
+    mirrored = torch.empty(len(kinds), len(index), dtype=torch.bool, device=index.device)
+    shifted = torch.empty(len(kinds), len(index), 2, dtype=torch.int64, device=index.device)
     for number, (flip, shift, _) in enumerate(kinds):  # filled on the device: a CUDA graph can hold no copy from here
         mirrored[number].fill_(flip)
         shifted[number].fill_(shift)

@@ -252,7 +252,7 @@ def engine(name: str, device: torch.device) -> Finding:
     begin = time.perf_counter()
     recipe = load_recipe(default_recipe(device.type), f"training.batch_size={CHECKED_BATCH.get(device.type, 256)}")
     found = check_engine(recipe, checked_images(), device, chosen)
-    values = {**vars(found), "recipe": recipe.name, "seconds": time.perf_counter() - begin}
+    values = {**vars(found), "agrees": found.agrees, "recipe": recipe.name, "seconds": time.perf_counter() - begin}
     compared = (
         f"steps of {recipe.name} are {100 * found.difference:.2g} % off those of eager, "
         f"{100 * found.allowed:.2g} % is rounding"

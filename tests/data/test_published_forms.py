@@ -22,7 +22,6 @@ from fastcifar.data.store import import_dataset
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("the real images, unpacked once"),
     pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real images are not here ({SHARED})"),
 ]
 VARIANTS = ("image_folder_with_val", "npz_of_medmnist")  # of forms that are here, tested with small ones

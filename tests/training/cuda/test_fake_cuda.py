@@ -15,7 +15,6 @@ from helpers import golden
 
 from fastcifar.recipes.parse import recipe_names
 
-pytestmark = pytest.mark.xdist_group("fake CUDA tensors, once a session")
 SCRIPT = Path(__file__).with_name("lint_steps.py")
 Document = dict[str, Any]
 ENGINES = ("eager", "compiled")
