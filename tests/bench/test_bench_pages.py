@@ -110,7 +110,7 @@ def test_where_until_clear_stops_is_said(paged: Callable[..., Parsed], results: 
 def test_several_recipes_are_told_apart_in_the_title(paged: Callable[..., Parsed], tmp_path: Path) -> None:
     names = ("a", "b", "c", "d")
     runs = [
-        run(name, seed, 0.94 + step + 0.0001 * ((7 * seed + i) % 5), at=4.0 * seed + i)
+        run(name, seed, 0.94 + step + 0.0005 * ((7 * seed + i) % 5), at=4.0 * seed + i)
         for seed in range(10)
         for i, (name, step) in enumerate(zip(names, (0, 0.01, -0.01, 0), strict=True))
     ]
