@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+from fastcifar.cli.display.chart import draw
 from fastcifar.cli.display.figures import ms, percent, shorten
 from fastcifar.cli.display.profile_tree import BOUNDS, COLORS, Box, Record, fold, step_box
-from fastcifar.cli.display.svg import draw, picture
+from fastcifar.cli.display.svg import picture
 
 WIDTH, HEAD, BODY, FOOT = 800, 62, 900, 52  # pixels; heights above, of and below the plot
 COLUMNS = ((12, 28), (40, 104), (144, 262), (406, 382))  # left edge and width of step, phase, layer, kernel, pixels

@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+from fastcifar.cli.display.chart import draw
 from fastcifar.cli.display.profile_tree import BOUNDS, COLORS, Box, fold
-from fastcifar.cli.display.svg import draw
 
 ROW = 27  # height of a box, pixels
 LEVELS = 4
