@@ -46,6 +46,9 @@ def profile(
     ] = False,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a step as a trace for Perfetto.")] = None,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an icicle plot of the step.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page: icicle, layers, roofline; with --vs of both.")
+    ] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -76,12 +79,14 @@ def profile(
         raise UsageError("--vs compares two recipes: it cannot be combined with --trace, --svg or --checkpoint.")
     if checkpoint is not None and (recipe is not None or settings):
         raise UsageError("--checkpoint brings its recipe along: it takes no other recipe and no --set.")
+    from fastcifar.cli.display.html import write_page
+    from fastcifar.cli.display.icicle import icicle
     from fastcifar.cli.display.profile import report_from_document
+    from fastcifar.cli.display.profile_page import profile_page
     from fastcifar.cli.display.screen import Screen
-    from fastcifar.cli.display.svg import icicle
     from fastcifar.system.files import check_writable, write_text
 
-    for path in (trace, svg):
+    for path in (trace, svg, html):
         if path is not None:
             check_writable(path)
     from fastcifar.profiling.plan import SIDES, plan_checkpoint, plan_recipes
@@ -109,4 +114,6 @@ def profile(
         write_text(trace, json.dumps({"traceEvents": recordings[0].annotated_events()}))
     if svg is not None:
         write_text(svg, icicle(result))
+    if html is not None:
+        write_page(html, profile_page(result))
     screen.result(report_from_document(result, screen.console.width, by, sort, depth, top), result)

@@ -61,15 +61,15 @@ def icicle_data(root: Box, extent: float) -> dict[str, Any]:
         return [*own, [node(child) for child in box.below]] if box.below else own
 
     tree = node(root)
-    return {"extent": extent, "tree": tree, "names": list(names), "colors": list(COLORS.values())}
+    return {"extent": extent, "tree": tree, "names": list(names), "bounds": list(COLORS.items())}
 
 
-def legend() -> Markup:
+def bounds_legend() -> Markup:
     """What the colours mean."""
     entries = [
-        Markup('<span class="key"><svg width="13" height="13" aria-hidden="true">{}</svg> {}</span>').format(
+        Markup('<span><svg width="13" height="13" aria-hidden="true">{}</svg> {}</span>').format(
             Markup('<rect width="13" height="13" fill="{}"/>').format(COLORS[bound]), text
         )
         for bound, text in BOUNDS.items()
     ]
-    return Markup('<p class="legend">{}</p>').format(Markup(" ").join(entries))
+    return Markup('<p class="keys">{}</p>').format(Markup(" ").join(entries))
