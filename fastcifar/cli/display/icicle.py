@@ -10,7 +10,7 @@ from fastcifar.cli.display.profile_tree import BOUNDS, COLORS, Box, Record, fold
 from fastcifar.cli.display.svg import picture
 
 WIDTH, HEAD, BODY, FOOT = 800, 62, 900, 52  # pixels; heights above, of and below the plot
-COLUMNS = ((12, 28), (40, 104), (144, 262), (406, 382))  # left edge and width of step, phase, layer, kernel, pixels
+COLUMNS = ((12, 28), (40, 128), (168, 250), (418, 370))  # left edge and width of step, phase, layer, kernel, pixels
 LINE, LETTER = 14, 6.4  # height of a line and mean width of a letter of the labels, pixels
 TITLES = ("step", "phase", "layer", "kernel")
 
@@ -58,7 +58,7 @@ def draw_label(parent: ElementTree.Element, box: Box, level: int, y: float, heig
         across = f"translate({left + width / 2 + 4:.2f} {y + height / 2:.2f}) rotate(-90)"
         draw(parent, "text", {"transform": across, "text-anchor": "middle"}, f"step, {ms(whole)} ms")
         return
-    if height < LINE - 4:
+    if height < LINE - 2:
         return
     share = percent(box.ms / whole if whole else 0.0)
     room = int((width - 12) / LETTER) - len(share) - 1

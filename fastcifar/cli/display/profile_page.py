@@ -62,7 +62,11 @@ def profile_page(document: Record) -> str:
         kernels_part(document),
         facts_part("How it was measured", header_facts(document), document),
     ]
-    title = f"{document['recipe']}: {ms(document['step_ms'])} ms a step of {document['batch']} images"
+    first = max(document["layers"], key=lambda layer: float(layer["total_ms"]))
+    title = (
+        f"{document['recipe']}: {ms(document['step_ms'])} ms a step of {document['batch']} images, "
+        f"{percent(first['share'], 0)} of it in {first['name']}"
+    )
     subtitle = f"{document['dataset']}, {document['engine']} engine, {document['device']}, {versions(document)}"
     return page(title, subtitle, parts, {"icicles": [icicle_data(root, root.ms)]})
 
@@ -102,7 +106,7 @@ def icicle_part(document: Record) -> Part:
     """The icicle plot."""
     root = step_box(document)
     largest = max(root.below, key=lambda box: box.ms, default=root)
-    title = f"{percent(largest.ms / root.ms if root.ms else 0.0, 0)} of the step is {largest.name}"
+    title = f"{percent(largest.ms / root.ms if root.ms else 0.0, 0)} of the step: {largest.name}"
     picture = Markup('<div class="picture">{}</div>').format(icicle_picture(root, root.ms or 1.0, 0))
     return Part(title, picture + bounds_legend(), ICICLE_NOTE)
 

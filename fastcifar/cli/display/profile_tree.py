@@ -152,5 +152,6 @@ def together(run: list[Box]) -> list[Box]:
     """Neighbours as one box; nothing, or the box itself, where there are not two."""
     if len(run) < 2:
         return run
-    time, last = sum(box.ms for box in run), run[-1].name
-    return [Box(f"{len(run)} others", time, "plain", [f"{len(run)} others: {ms(time)} ms", f"{run[0].name} … {last}"])]
+    time, bounds = sum(box.ms for box in run), {box.bound for box in run}
+    lines = [f"{len(run)} others: {ms(time)} ms", f"{run[0].name} … {run[-1].name}"]
+    return [Box(f"{len(run)} others", time, bounds.pop() if len(bounds) == 1 else "plain", lines)]

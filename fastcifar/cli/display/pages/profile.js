@@ -30,7 +30,8 @@ function fold(boxes, least, plain, idle) {
       const ms = run.reduce((sum, box) => sum + box.ms, 0);
       const lines = `${run[0].name} … ${run[run.length - 1].name}`;
       const { up, level } = run[0];
-      folded.push({ name: `${run.length} others`, ms, bound: plain, lines, up, level, below: [], members: run });
+      const bound = run.every((box) => box.bound === run[0].bound) ? run[0].bound : plain;
+      folded.push({ name: `${run.length} others`, ms, bound, lines, up, level, below: [], members: run });
     }
     run = [];
   };
