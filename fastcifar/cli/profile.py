@@ -10,7 +10,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fastcifar.cli.completion import complete_dataset, complete_recipe, complete_setting
-from fastcifar.cli.options import AsJson, Device, EngineNames, Quiet, RecipeName, Threads, document, open_session
+from fastcifar.cli.options import (
+    AsJson,
+    Device,
+    EngineNames,
+    Html,
+    Quiet,
+    RecipeName,
+    Threads,
+    check_page,
+    document,
+    open_session,
+)
 from fastcifar.errors import UsageError
 
 ByChoice = Literal["layer", "kernel", "op", "phase"]
@@ -46,9 +57,7 @@ def profile(
     ] = False,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a step as a trace for Perfetto.")] = None,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an icicle plot of the step.")] = None,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page: icicle, layers, roofline; with --vs of both.")
-    ] = None,
+    html: Html = None,
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -86,9 +95,10 @@ def profile(
     from fastcifar.cli.display.screen import Screen
     from fastcifar.system.files import check_writable, write_text
 
-    for path in (trace, svg, html):
+    for path in (trace, svg):
         if path is not None:
             check_writable(path)
+    check_page(html, trace, svg, checkpoint)
     from fastcifar.profiling.plan import SIDES, plan_checkpoint, plan_recipes
     from fastcifar.profiling.result import compare, summarize
     from fastcifar.training.engine import bind_engines

@@ -1,7 +1,7 @@
 """The icicle plot of a profile's page: in its tooltips every figure; with JavaScript it zooms and is searched.
 
 The picture that stands in the page is drawn here. `pages/profile.js` draws it anew, from the whole tree, where a person
-clicks into it: what is folded here opens there.
+clicks into it: what is folded here opens there, down to a fifty-thousandth of the width.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ ROW = 27  # height of a box, pixels
 LEVELS = 4
 NARROW = 0.0025  # of the width: boxes below that are folded
 LABELLED = 1.5  # percent of the width from which a box has a label
+
+SMALLEST = 2e-5  # of the width: boxes below that are one in the page's data too, or a large network would fill it
 
 Node = list[Any]  # of the tree in the page's data: name, ms, bound (both as numbers of their lists), lines, nodes below
 
@@ -52,13 +54,14 @@ def draw_box(parent: ElementTree.Element, box: Box, start: float, level: int, ex
 
 
 def icicle_data(root: Box, extent: float) -> dict[str, Any]:
-    """The whole tree for the page's JavaScript; names once each."""
+    """The tree for the page's JavaScript; names once each."""
     names: dict[str, int] = defaultdict(lambda: len(names))
     bounds = list(COLORS)
 
     def node(box: Box) -> Node:
         own = [names[box.name], float(f"{box.ms:.6g}"), bounds.index(box.bound), "\n".join(box.lines[1:])]
-        return [*own, [node(child) for child in box.below]] if box.below else own
+        below = fold(box.below, SMALLEST * extent)
+        return [*own, [node(child) for child in below]] if below else own
 
     tree = node(root)
     return {"extent": extent, "tree": tree, "names": list(names), "bounds": list(COLORS.items())}

@@ -21,7 +21,7 @@ from fastcifar.cli.display.profile_charts import (
     roofline_plot,
 )
 from fastcifar.cli.display.profile_comparison import comparison_facts, conclusion, side_summary
-from fastcifar.cli.display.profile_tree import step_box, whole_ms
+from fastcifar.cli.display.profile_tree import Box, step_box, whole_ms
 
 Record = Mapping[str, Any]  # a part of the document
 
@@ -55,7 +55,7 @@ def profile_page(document: Record) -> str:
         return comparison_page(document)
     root = step_box(document)
     parts = [
-        icicle_part(document),
+        icicle_part(root),
         bars_part(document["layers"]),
         layers_part(document),
         roofline_part(document),
@@ -102,9 +102,8 @@ def versions(document: Record) -> str:
     return f"fastcifar {document['version']}, torch {document['torch']}"
 
 
-def icicle_part(document: Record) -> Part:
+def icicle_part(root: Box) -> Part:
     """The icicle plot."""
-    root = step_box(document)
     largest = max(root.below, key=lambda box: box.ms, default=root)
     title = f"{percent(largest.ms / root.ms if root.ms else 0.0, 0)} of the step: {largest.name}"
     picture = Markup('<div class="picture">{}</div>').format(icicle_picture(root, root.ms or 1.0, 0))
