@@ -16,7 +16,7 @@ Record = Mapping[str, Any]  # a part of a profile's JSON document
 
 PASSES = {"forward": "forward_ms", "backward": "backward_ms", "update": "optimizer_ms"}
 MOST_BARS = 60
-MOST_DIFFERENCES = 40
+MOST_DIFFERENCES = 60
 BAR, EDGE = 18, 62  # height of a row of a chart, and of its axis, pixels
 
 # -------------------------------------------------------------------------------------------------------------- passes

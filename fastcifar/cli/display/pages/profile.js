@@ -55,6 +55,7 @@ function prepareIcicle(svg) {
   const [plain, idle] = [bounds.findIndex(([name]) => name === "plain"), bounds.findIndex(([name]) => name === "idle")];
   let shown = [root]; // neighbours over the whole width
   let wanted = "";
+  let room = 0; // pixels of the whole width, read once a drawing: each reading lays the page out anew
 
   const search = element("input", { type: "search", placeholder: "search", "aria-label": "Search layers and kernels" });
   const back = element("button", { type: "button", class: "hidden" }, "whole step");
@@ -69,7 +70,7 @@ function prepareIcicle(svg) {
     const part = drawn(svg, "svg", { class: `box ${kind}${hit ? " hit" : ""}`, ...place });
     drawn(part, "title", {}, tipFor(box));
     drawn(part, "rect", { width: "100%", height: "100%", fill: bounds[box.bound][1] });
-    if ((width / 100) * svg.clientWidth >= LABELLED) {
+    if ((width / 100) * room >= LABELLED) {
       drawn(part, "text", { x: 4, y: 18 }, box.name);
       part.setAttribute("tabindex", "0");
     }
@@ -102,6 +103,7 @@ function prepareIcicle(svg) {
   }
 
   function draw() {
+    room = svg.clientWidth;
     svg.replaceChildren();
     svg.classList.toggle("searched", wanted !== "");
     const above = [];
