@@ -2,169 +2,150 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import shutil
-import subprocess
-from html.parser import HTMLParser
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Browser, needs_chromium
 from profiling_helpers import fixed_comparison, fixed_document, large_document, named
 
 from fastcifar.cli.display.profile_page import profile_page
 
-DRIVER = """
-const result = {};
-const boxes = () => [...document.querySelectorAll("svg.icicle svg.box")];
-const labels = () => boxes().map((box) => box.querySelector("text")?.textContent ?? "");
-const box = (label, row) => boxes().find((each) =>
-  each.querySelector("text")?.textContent === label && each.getAttribute("y") === String(27 * row));
-const click = (target) => target.dispatchEvent(new MouseEvent("click", { bubbles: true }));
-const type = (field, text) => { field.value = text; field.dispatchEvent(new Event("input", { bubbles: true })); };
-const rowsOf = (table) => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
-const tables = () => [...document.querySelectorAll("table")];
-const layers = () => tables().find((each) => each.tHead.textContent.includes("backward"));
-%s
-result.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
-const out = document.createElement("pre");
-out.id = "result";
-out.textContent = JSON.stringify(result);
-document.body.append(out);
+pytestmark = [needs_chromium, pytest.mark.slow]
+
+# In the page: its boxes, with label and row (0 the step, 3 the kernels), and the rows of the table of layers.
+TOOLS = """
+  var boxes = () => [...document.querySelectorAll("svg.icicle svg.box")];
+  var label = (box) => box.querySelector("text")?.textContent ?? "";
+  var mark = (name, row) => boxes().find((box) => label(box) === name && box.getAttribute("y") === `${27 * row}`)
+    .setAttribute("id", `${name}-${row}`);
+  var layers = () => [...document.querySelectorAll("table")].find((t) => t.tHead.textContent.includes("backward"));
+  var names = () => [...layers().tBodies[0].rows].map((row) => row.cells[0].textContent);
 """
 
 
-class Result(HTMLParser):
-    """What the driver wrote into the page."""
-
-    def __init__(self, dom: str) -> None:
-        super().__init__()
-        self.inside = False
-        self.text = ""
-        self.feed(dom)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.inside = self.inside or ("id", "result") in attrs
-
-    def handle_data(self, data: str) -> None:
-        self.text += data if self.inside else ""
-
-    def handle_endtag(self, tag: str) -> None:
-        self.inside = self.inside and tag != "pre"
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
 
 
-def browse(folder: Path, text: str, actions: str) -> dict[str, Any]:
-    """Open the page in headless Chromium, let a script act on it, and return its `result`; the console is empty."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("there is no Chromium on this machine (Debian: apt-get install chromium)")
-    script = DRIVER % actions
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = text.replace("script-src ", f"script-src 'sha256-{digest}' ", 1)
-    file = folder / "driven.html"
-    file.write_text(page.replace("</body>", f"<script>{script}</script></body>"), "utf-8")
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1400,2000", "--enable-logging=stderr"]
-    profile = f"--user-data-dir={folder / 'chromium'}"
-    command = [chromium, *options, profile, "--dump-dom", file.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert ":CONSOLE" not in done.stderr, done.stderr
-    found = Result(done.stdout)
-    assert found.text, "the driver did not end: " + done.stderr[-2000:]
-    result: dict[str, Any] = json.loads(found.text)
-    assert result["requests"] == [], "the page loads something"
-    return result
+def show(browser: Browser, folder: Path, document: dict[str, Any], **window: Any) -> float:
+    """Open the page of a document; returns the seconds that it took."""
+    file = folder / "page.html"
+    file.write_text(profile_page(document), "utf-8")
+    seconds = browser.open(file, **window)
+    browser.ask(TOOLS)
+    return seconds
 
 
-@pytest.mark.slow
-def test_the_icicle_zooms_tells_and_is_searched(tmp_path: Path) -> None:
-    document = fixed_document()
-    document = named(document, "winograd", "<b>winograd</b>")
-    actions = """
-      result.before = labels();
-      const conv = box("conv", 2);
-      result.widthBefore = parseFloat(conv.getAttribute("width"));
-      conv.dispatchEvent(new PointerEvent("pointerover", { bubbles: true }));
-      result.tip = document.getElementById("tip").textContent;
-      click(conv);
-      result.zoomed = labels();
-      result.width = parseFloat(box("conv", 2).getAttribute("width"));
-      result.above = boxes().filter((each) => each.classList.contains("above")).length;
-      document.dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", bubbles: true }));
-      result.after = labels();
-      type(document.querySelector(".tools input"), "WINOGRAD");
-      result.found = document.querySelector(".tools output").textContent;
-      result.hits = boxes().filter((each) => each.classList.contains("hit")).map((each) => each.textContent);
-      type(document.querySelector(".tools input"), "conv");
-      result.conv = document.querySelector(".tools output").textContent;
-      type(document.querySelector(".tools input"), "no such thing");
-      result.nothing = document.querySelector(".tools output").textContent;
-      result.markup = document.querySelectorAll("svg b").length;
-    """
-    result = browse(tmp_path, profile_page(document), actions)
+def labels(browser: Browser) -> list[str]:
+    """The labels of the boxes that have one."""
+    found: list[str] = browser.ask("boxes().map(label).filter((text) => text)")
+    return found
+
+
+def search(browser: Browser, words: str) -> str:
+    """Type into the search of the icicle, and return what stands beside it."""
+    browser.ask("document.querySelector('.tools input').value = ''")
+    browser.click(".tools input")
+    browser.call("Input.insertText", text=words)
+    answer: str = browser.ask("document.querySelector('.tools output').textContent")
+    return answer
+
+
+def test_the_icicle_zooms_tells_and_is_searched(browser: Browser, tmp_path: Path) -> None:
+    document = named(fixed_document(), "winograd", "<b>winograd</b>")
+    show(browser, tmp_path, document)
     whole = document["kernel_ms"] + document["idle_ms"]
     conv = next(layer for layer in document["layers"] if layer["name"] == "conv")
-    assert {"step", "forward", "backward", "conv", "act"} <= set(result["before"]) == set(result["after"])
-    assert result["widthBefore"] == pytest.approx(100 * conv["forward_ms"] / whole, rel=1e-3)
-    assert result["tip"].startswith("conv: ") and "Conv2d, output 8×32×32" in result["tip"]
-    assert all(words in result["tip"] for words in ("of the step", "± ", "GFLOP", " MB", "bound by", "of the roofline"))
-    assert result["width"] == pytest.approx(100) and result["above"] == 2
-    assert "backward" not in result["zoomed"] and {"step", "forward", "<b>winograd</b>"} <= set(result["zoomed"])
+    before = labels(browser)
+    assert {"step", "forward", "backward", "conv", "act"} <= set(before)
+
+    browser.ask("mark('conv', 2)")
+    width = browser.ask("parseFloat(document.querySelector('#conv-2').getAttribute('width'))")
+    assert width == pytest.approx(100 * conv["forward_ms"] / whole, rel=1e-3)
+    browser.hover("#conv-2")
+    tip = browser.ask("document.querySelector('#tip').textContent")
+    assert tip.startswith("conv: ") and "Conv2d, output 8×32×32" in tip
+    assert all(words in tip for words in ("of the step", "± ", "GFLOP", " MB", "bound by", "of the roofline"))
+
+    browser.click("#conv-2")
+    browser.ask("mark('conv', 2)")
+    assert browser.ask("document.querySelector('#conv-2').getAttribute('width')") == "100%"
+    assert browser.ask("document.querySelectorAll('.icicle .above').length") == 2
+    zoomed = labels(browser)
+    assert "backward" not in zoomed and {"step", "forward", "<b>winograd</b>"} <= set(zoomed)
+    for kind in ("keyDown", "keyUp"):
+        browser.call("Input.dispatchKeyEvent", type=kind, key="Escape", code="Escape", windowsVirtualKeyCode=27)
+    assert labels(browser) == before
+
     winograd = sum(item["ms"] for item in document["items"] if "winograd" in item["kernel"])
-    assert result["found"] == f"1 match: {winograd:.3f} ms, {100 * winograd / whole:.1f} % of the step"
-    assert len(result["hits"]) == 1 and "<b>winograd</b>" in result["hits"][0] and result["markup"] == 0
+    assert search(browser, "WINOGRAD") == f"1 match: {winograd:.3f} ms, {100 * winograd / whole:.1f} % of the step"
+    hits = browser.ask("boxes().filter((box) => box.classList.contains('hit')).map((box) => box.textContent)")
+    assert len(hits) == 1 and "<b>winograd</b>" in hits[0]
     both = conv["total_ms"]  # its kernels lie inside, and are not counted twice
-    assert result["conv"] == f"3 matches: {both:.3f} ms, {100 * both / whole:.1f} % of the step"
-    assert result["nothing"] == "0 matches: 0.000 ms, 0.0 % of the step"
+    assert search(browser, "conv") == f"3 matches: {both:.3f} ms, {100 * both / whole:.1f} % of the step"
+    assert search(browser, "no such thing") == "0 matches: 0.000 ms, 0.0 % of the step"
+    assert browser.ask("document.querySelectorAll('svg b').length") == 0
+    assert browser.errors == [] and browser.requests == []
 
 
-@pytest.mark.slow
-def test_the_tables_sort(tmp_path: Path) -> None:
-    actions = """
-      result.network = rowsOf(layers());
-      const heading = (name) => [...layers().tHead.rows[0].cells].find((each) => each.textContent.startsWith(name));
-      click(heading("ms").querySelector("button"));
-      result.largest = rowsOf(layers());
-      click(heading("layer").querySelector("button"));
-      result.names = rowsOf(layers());
-    """
+def test_the_icicle_is_used_from_the_keyboard(browser: Browser, tmp_path: Path) -> None:
+    show(browser, tmp_path, fixed_document())
+    browser.ask("mark('backward', 1); document.querySelector('#backward-1').focus()")
+    browser.call("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", windowsVirtualKeyCode=13)
+    assert "forward" not in labels(browser) and "backward" in labels(browser)
+    assert browser.ask("document.activeElement.classList.contains('box')"), "the focus is lost"
+
+
+def test_the_table_of_layers_sorts(browser: Browser, tmp_path: Path) -> None:
     document = fixed_document()
-    result = browse(tmp_path, profile_page(document), actions)
+    show(browser, tmp_path, document)
     layers = document["layers"]
-    assert result["network"] == [layer["name"] for layer in layers]
-    assert result["largest"] == [layer["name"] for layer in sorted(layers, key=lambda layer: -layer["total_ms"])]
-    assert result["names"] == sorted(result["network"])
+    assert browser.ask("names()") == [layer["name"] for layer in layers]
+    browser.ask("layers().tHead.rows[0].cells[1].querySelector('button').setAttribute('id', 'by-ms')")
+    browser.click("#by-ms")
+    assert browser.ask("names()") == [layer["name"] for layer in sorted(layers, key=lambda layer: -layer["total_ms"])]
+    browser.click("#by-ms")
+    assert browser.ask("names()") == [layer["name"] for layer in sorted(layers, key=lambda layer: layer["total_ms"])]
 
 
-@pytest.mark.slow
-def test_a_large_page_opens_at_once_and_what_is_folded_opens(tmp_path: Path) -> None:
-    actions = """
-      result.ms = performance.now();
-      const folded = () => boxes().filter((each) => /^\\d+ others:/.test(each.querySelector("title").textContent));
-      result.folded = folded().length;
-      result.boxes = boxes().length;
-      click(folded()[0]);
-      result.opened = boxes().map((each) => each.querySelector("title").textContent.split(":")[0]);
-      result.after = boxes().length;
-    """
-    result = browse(tmp_path, profile_page(large_document()), actions)
-    assert result["ms"] < 2000, "milliseconds from the start to the end of the page's script"
-    assert result["folded"] > 50 and result["boxes"] < 2500 and result["after"] < 2500
-    assert sum(name.startswith("stage") for name in result["opened"]) >= 2, "the layers inside are shown"
+def test_a_large_page_opens_at_once_and_what_is_folded_opens(browser: Browser, tmp_path: Path) -> None:
+    seconds = show(browser, tmp_path, large_document())
+    assert seconds < 2
+    folded = "boxes().filter((box) => / others:/.test(box.querySelector('title').textContent))"
+    assert browser.ask(f"{folded}.length") > 50 and browser.ask("boxes().length") < 2500
+    names: list[str] = browser.ask(
+        f"{folded}[0].dispatchEvent(new MouseEvent('click'));"
+        "boxes().map((box) => box.querySelector('title').textContent.split(':')[0])"
+    )
+    assert sum(name.startswith("stage") for name in names) >= 2, "the layers inside are shown"
+    assert len(names) < 2500 and browser.errors == []
 
 
-@pytest.mark.slow
-def test_two_profiles_have_an_icicle_each_in_one_scale(tmp_path: Path) -> None:
-    actions = """
-      const pictures = [...document.querySelectorAll("svg.icicle")];
-      const widths = (picture) => parseFloat(picture.querySelector("svg.box").getAttribute("width"));
-      result.widths = pictures.map(widths);
-      click(pictures[0].querySelectorAll("svg.box")[1]);
-      result.boxes = pictures.map((picture) => picture.querySelectorAll(".above").length);
-    """
+def test_two_profiles_have_an_icicle_each_in_one_scale(browser: Browser, tmp_path: Path) -> None:
     document = fixed_comparison()
+    show(browser, tmp_path, document)
     a, b = (document[side]["kernel_ms"] + document[side]["idle_ms"] for side in ("a", "b"))
-    result = browse(tmp_path, profile_page(document), actions)
-    assert result["widths"] == pytest.approx([100 * a / b, 100], rel=1e-4)
-    assert result["boxes"] == [1, 0], "one zooms, the other stays"
+    roots = "[...document.querySelectorAll('svg.icicle')].map((each) => each.firstChild)"
+    assert browser.ask(f"{roots}.map((root) => parseFloat(root.getAttribute('width')))") == pytest.approx(
+        [100 * a / b, 100], rel=1e-4
+    )
+    browser.ask("document.querySelectorAll('svg.icicle')[0].children[1].setAttribute('id', 'phase')")
+    browser.click("#phase")
+    above = "[...document.querySelectorAll('svg.icicle')].map((each) => each.querySelectorAll('.above').length)"
+    assert browser.ask(above) == [1, 0], "one zooms, the other stays"
+
+
+@pytest.mark.parametrize("width", [400, 800, 1400])
+def test_the_page_is_as_wide_as_its_window(browser: Browser, tmp_path: Path, width: int) -> None:
+    for document in (fixed_document(), fixed_comparison()):
+        show(browser, tmp_path, document, width=width)
+        assert browser.ask("document.documentElement.scrollWidth") <= width
+        # Letters of every chart, as the window shows them: 13 pixels that may shrink to nine.
+        size = "[...document.querySelectorAll('svg.plot')].map((each) => each.getBoundingClientRect().width / 800)"
+        assert all(13 * scale >= 9 for scale in browser.ask(size))
+        box = browser.ask("boxes()[0].getBoundingClientRect().height")
+        assert box == pytest.approx(26), "a box of the icicle has another height"

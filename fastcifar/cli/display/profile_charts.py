@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from fastcifar.cli.display.chart import WIDTH, Element, Plot, draw
+from fastcifar.cli.display.chart import Element, draw
 from fastcifar.cli.display.figures import interval, ms, number, percent, shorten, signed
 from fastcifar.cli.display.html import inline, legend
 
@@ -17,7 +18,47 @@ Record = Mapping[str, Any]  # a part of a profile's JSON document
 PASSES = {"forward": "forward_ms", "backward": "backward_ms", "update": "optimizer_ms"}
 MOST_BARS = 60
 MOST_DIFFERENCES = 60
-BAR, EDGE = 18, 62  # height of a row of a chart, and of its axis, pixels
+
+# -------------------------------------------------------------------------------------------------------------- strips
+
+
+class Strip:
+    """A row of a chart: bars and lines on a scale from `low` to `high`, as wide as there is room."""
+
+    def __init__(self, low: float, high: float) -> None:
+        """An empty one."""
+        self.low, self.high = low, high
+        self.svg = Element("svg", {"class": "strip", "width": "100%", "height": "13"})
+
+    def place(self, value: float) -> str:
+        """Where a value is, in percent of the width."""
+        return f"{100 * (value - self.low) / ((self.high - self.low) or 1.0):.4g}%"
+
+    def bar(self, start: float, end: float, series: int, tip: str, kind: str = "bar") -> None:
+        """A bar from one value to another, in the colour of a series."""
+        low, high = sorted((start, end))
+        width = f"{100 * (high - low) / ((self.high - self.low) or 1.0):.4g}%"
+        place: dict[str, str | float] = {"x": self.place(low), "width": width, "height": "100%"}
+        mark = draw(self.svg, "rect", {"class": f"{kind} s{series}", "data-series": series, **place})
+        draw(mark, "title", text=tip)
+
+    def line(self, start: float, end: float, kind: str) -> None:
+        """A line along the middle, or across where it starts where it ends."""
+        y1, y2 = ("0%", "100%") if start == end else ("50%", "50%")
+        draw(self.svg, "line", {"class": kind, "x1": self.place(start), "x2": self.place(end), "y1": y1, "y2": y2})
+
+
+def strip_rows(rows: Sequence[tuple[str, Strip, str]], unit: str) -> Markup:
+    """Names, strips and figures below one another, the unit of the figures above them."""
+    head = Markup('<div class="head"><span></span><span></span><span class="value">{}</span></div>').format(unit)
+    each = (
+        Markup('<div><span class="name">{}</span>{}<span class="value">{}</span></div>\n').format(
+            name, Markup(ElementTree.tostring(strip.svg, encoding="unicode")), figures
+        )
+        for name, strip, figures in rows
+    )
+    return Markup('<div class="bars">{}\n{}</div>\n').format(head, Markup("").join(each))
+
 
 # -------------------------------------------------------------------------------------------------------------- passes
 
@@ -29,18 +70,16 @@ def pass_bars(layers: Sequence[Record]) -> Markup:
     """
     together = math.ceil(len(layers) / MOST_BARS) or 1
     groups = [layers[i : i + together] for i in range(0, len(layers), together)]
-    names = [group_name(group) for group in groups]
     longest = max((sum(layer["total_ms"] for layer in group) for group in groups), default=0.0)
-    words = "Milliseconds of forward, backward and update of each layer"
-    plot = Plot(words, ("ms a step", [0.0, longest]), height=BAR * len(groups) + EDGE, rows=names)
-    for series, (name, key) in enumerate(PASSES.items()):
-        bars = plot.group(series)
-        for row, group in enumerate(groups):
-            before = sum(layer[each] for layer in group for each in list(PASSES.values())[:series])
-            time = sum(layer[key] for layer in group)
-            if time > 0:
-                add_bar(plot, bars, row, before, before + time, f"{names[row]}, {name}: {ms(time)} ms")
-    return legend(list(PASSES)) + wide(plot.svg)
+    rows = []
+    for group in groups:
+        strip, name, end = Strip(0.0, longest), group_name(group), 0.0
+        for series, (phase, key) in enumerate(PASSES.items()):
+            start, end = end, end + sum(layer[key] for layer in group)
+            if end > start:
+                strip.bar(start, end, series, f"{name}, {phase}: {ms(end - start)} ms")
+        rows.append((name, strip, ms(end)))
+    return legend(list(PASSES)) + strip_rows(rows, "ms a step")
 
 
 def group_name(group: Sequence[Record]) -> str:
@@ -49,21 +88,7 @@ def group_name(group: Sequence[Record]) -> str:
     return str(first) if len(group) == 1 else f"{first} … {last}"
 
 
-def add_bar(plot: Plot, group: Element, row: int, start: float, end: float, tip: str, kind: str = "bar") -> None:
-    """A bar in a row of a plot, from one value to another."""
-    left, right = sorted((plot.x.place(start), plot.x.place(end)))
-    place = {"x": left, "width": max(right - left, 0.3), "y": plot.y.place(row - 0.36)}
-    height = plot.y.place(row + 0.36) - plot.y.place(row - 0.36)
-    bar = draw(group, "rect", {"class": kind, **place, "height": height})
-    draw(bar, "title", text=tip)
-
-
-def wide(svg: Element) -> Markup:
-    """A chart that scrolls sideways where the page is narrower than its letters need."""
-    return Markup('<div class="wide">{}</div>').format(inline(svg))
-
-
-# ---------------------------------------------------------------------------------------------------------- differences
+# --------------------------------------------------------------------------------------------------------- differences
 
 
 def difference_bars(differences: Sequence[Record]) -> Markup:
@@ -72,21 +97,16 @@ def difference_bars(differences: Sequence[Record]) -> Markup:
     shown = [item for item in differences if item in largest] if len(differences) > MOST_DIFFERENCES else differences
     values = [0.0, *(item["difference_ms"] for item in shown)]
     values += [bound for item in shown for bound in item["ci95"] or ()]
-    words = "Difference in milliseconds of each layer, b minus a, with its 95 % interval"
-    rows = [item["name"] for item in shown]
-    plot = Plot(words, ("b minus a, ms a step", values), height=BAR * len(shown) + EDGE, rows=rows)
-    groups = [plot.group(0), plot.group(1)]
-    for row, item in enumerate(shown):
-        slower = item["difference_ms"] > 0
-        tip = f"{item['name']}: {signed(item['difference_ms'])} ms, 95 % interval {interval(item['ci95']) or 'unknown'}"
-        kind = "bar" if is_clear(item) else "bar unclear"
-        add_bar(plot, groups[slower], row, 0.0, item["difference_ms"], tip, kind)
+    rows = []
+    for item in shown:
+        strip, difference = Strip(min(values), max(values)), item["difference_ms"]
+        tip = f"{item['name']}: {signed(difference)} ms, 95 % interval {interval(item['ci95']) or 'unknown'}"
+        strip.bar(0.0, difference, int(difference > 0), tip, "bar" if is_clear(item) else "bar unclear")
+        strip.line(0.0, 0.0, "zero")
         if item["ci95"]:
-            low, high = (plot.x.place(bound) for bound in item["ci95"])
-            middle = plot.y.place(row)
-            draw(plot.marks, "line", {"class": "interval", "x1": low, "x2": high, "y1": middle, "y2": middle})
-    plot.upright(0.0, "no difference", "zero")
-    return legend(["b is faster", "b is slower"]) + wide(plot.svg)
+            strip.line(*item["ci95"], "interval")
+        rows.append((item["name"], strip, signed(difference)))
+    return legend(["b is faster", "b is slower"]) + strip_rows(rows, "b minus a, ms a step")
 
 
 def is_clear(item: Record) -> bool:
@@ -96,7 +116,7 @@ def is_clear(item: Record) -> bool:
 
 # ------------------------------------------------------------------------------------------------------------- roofline
 
-HEIGHT = 460
+WIDTH, HEIGHT = 800, 460  # pixels
 INNER = (66.0, 14.0, WIDTH - 18.0, HEIGHT - 50.0)  # left, top, right, bottom, pixels
 LETTER, LINE = 6.6, 13.0  # width and height of a letter of the labels, pixels
 BOUND_SERIES = {"arithmetic": 2, "memory": 0, "launches": 4}
@@ -152,7 +172,7 @@ def roofline_plot(document: Record) -> Markup:
     for layer, across, down in sorted(dots, key=lambda dot: -dot[0]["share"]):
         radius = max(3.0, min(22.0, 50 * math.sqrt(layer["share"])))
         draw_name(svg, layer["name"], across, down, radius, taken)
-    return roofline_keys(layers) + wide(svg)
+    return roofline_keys(layers) + Markup('<div class="wide">{}</div>').format(inline(svg))
 
 
 def roofline_keys(layers: Sequence[Record]) -> Markup:
