@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,13 @@ def test_the_table_of_layers_sorts(browser: Browser, tmp_path: Path) -> None:
 
 
 def test_a_large_page_opens_at_once_and_what_is_folded_opens(browser: Browser, tmp_path: Path) -> None:
-    seconds = show(browser, tmp_path, large_document())
+    document = large_document()
+    seconds = show(browser, tmp_path, document)
     assert seconds < 2
+    static = re.findall(r'class="box" x="([\d.e-]+)%" y="(\d+)"', profile_page(document))
+    places = browser.ask("boxes().map((box) => [parseFloat(box.getAttribute('x')), Number(box.getAttribute('y'))])")
+    assert [y for _, y in places] == [int(y) for _, y in static], "JavaScript folds otherwise than Python"
+    assert [x for x, _ in places] == pytest.approx([float(x) for x, _ in static], abs=0.05)
     folded = "boxes().filter((box) => / others:/.test(box.querySelector('title').textContent))"
     assert browser.ask(f"{folded}.length") > 50 and browser.ask("boxes().length") < 2500
     names: list[str] = browser.ask(

@@ -43,7 +43,7 @@ def draw_box(parent: ElementTree.Element, box: Box, level: int, y: float, scale:
     (left, width), height = COLUMNS[level], box.ms * scale
     group = draw(parent, "g")
     draw(group, "title", text=box.tip)
-    frame = {"x": left, "y": y, "width": width, "height": height, "fill": COLORS[box.bound]}
+    frame: dict[str, str | float] = {"x": left, "y": y, "width": width, "height": height, "fill": COLORS[box.bound]}
     draw(group, "rect", {**frame, "stroke": "white", "stroke-width": 0.8})
     draw_label(group, box, level, y, height, whole)
     for child in fold(box.below, LINE / scale):
@@ -64,7 +64,7 @@ def draw_label(parent: ElementTree.Element, box: Box, level: int, y: float, heig
     room = int((width - 12) / LETTER) - len(share) - 1
     middle = y + height / 2 + 4
     draw(parent, "text", {"x": left + 5, "y": middle}, shorten(box.name, max(room, 6)))
-    end = {"x": left + width - 5, "y": middle, "text-anchor": "end", "fill": "#333"}
+    end: dict[str, str | float] = {"x": left + width - 5, "y": middle, "text-anchor": "end", "fill": "#333"}
     draw(parent, "text", end, share)
 
 

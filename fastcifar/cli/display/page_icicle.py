@@ -42,7 +42,12 @@ def icicle_picture(root: Box, extent: float, number: int) -> Markup:
 def draw_box(parent: ElementTree.Element, box: Box, start: float, level: int, extent: float) -> None:
     """The box and all below it, beginning `start` milliseconds from the left of `extent`."""
     width = 100 * box.ms / extent
-    place = {"x": f"{100 * start / extent:.4g}%", "y": str(level * ROW), "width": f"{width:.4g}%", "height": ROW - 1}
+    place: dict[str, str | float] = {
+        "x": f"{100 * start / extent:.4g}%",
+        "y": str(level * ROW),
+        "width": f"{width:.4g}%",
+        "height": ROW - 1,
+    }
     part = draw(parent, "svg", {"class": "box", **place})
     draw(part, "title", text=box.tip)
     draw(part, "rect", {"width": "100%", "height": "100%", "fill": COLORS[box.bound]})

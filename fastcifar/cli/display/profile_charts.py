@@ -42,7 +42,7 @@ class Strip:
         mark = draw(self.svg, "rect", {"class": f"{kind} s{series}", "data-series": series, **place})
         draw(mark, "title", text=tip)
 
-    def line(self, start: float, end: float, kind: str) -> None:
+    def line(self, kind: str, start: float, end: float) -> None:
         """A line along the middle, or across where it starts where it ends."""
         y1, y2 = ("0%", "100%") if start == end else ("50%", "50%")
         draw(self.svg, "line", {"class": kind, "x1": self.place(start), "x2": self.place(end), "y1": y1, "y2": y2})
@@ -102,9 +102,9 @@ def difference_bars(differences: Sequence[Record]) -> Markup:
         strip, difference = Strip(min(values), max(values)), item["difference_ms"]
         tip = f"{item['name']}: {signed(difference)} ms, 95 % interval {interval(item['ci95']) or 'unknown'}"
         strip.bar(0.0, difference, int(difference > 0), tip, "bar" if is_clear(item) else "bar unclear")
-        strip.line(0.0, 0.0, "zero")
+        strip.line("zero", 0.0, 0.0)
         if item["ci95"]:
-            strip.line(*item["ci95"], "interval")
+            strip.line("interval", *item["ci95"])
         rows.append((item["name"], strip, signed(difference)))
     return legend(["b is faster", "b is slower"]) + strip_rows(rows, "b minus a, ms a step")
 
@@ -225,7 +225,10 @@ def draw_ceilings(svg: Element, x: LogAxis, y: LogAxis, peak: float, slope: floa
     taken = [(INNER[2] - LETTER * len(product) - 14, corner[1] - 20, INNER[2], corner[1] + 2)]
     across, down = x.place(math.sqrt(low * ridge)), y.place(math.sqrt(low * ridge) * slope)
     tilt = math.degrees(math.atan2(corner[1] - down, corner[0] - across))
-    place = {"transform": f"translate({across:.1f} {down - 8:.1f}) rotate({tilt:.1f})", "text-anchor": "middle"}
+    place: dict[str, str | float] = {
+        "transform": f"translate({across:.1f} {down - 8:.1f}) rotate({tilt:.1f})",
+        "text-anchor": "middle",
+    }
     draw(svg, "text", place, copy)
     half = LETTER * len(copy) / 2 * math.cos(math.radians(tilt))
     rise = abs(math.tan(math.radians(tilt))) * half

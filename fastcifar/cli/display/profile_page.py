@@ -22,26 +22,29 @@ from fastcifar.cli.display.profile_charts import (
 )
 from fastcifar.cli.display.profile_comparison import comparison_facts, conclusion, side_summary
 from fastcifar.cli.display.profile_tree import Box, step_box, whole_ms
+from fastcifar.cli.display.table import Column
 
 Record = Mapping[str, Any]  # a part of the document
 
 GROUPS = 50  # kernels shown
-FIELDS = {  # of a layer in the document, by the column of the terminal's table
+MOST_ROWS = 1000  # layers in the table: a browser takes a second for so many
+FIELDS = {  # of a layer in the document, by the columns of the terminal's table; in the order of the page's
     "total": "total_ms",
     "std": "total_std_ms",
+    "share": "share",
     "forward": "forward_ms",
     "backward": "backward_ms",
     "optimizer": "optimizer_ms",
-    "share": "share",
+    "roofline": "roofline_share",
+    "tflops": "tflops",
+    "gb_per_s": "gb_per_s",
+    "flops": "flops",
+    "bytes": "bytes",
     "memory": "activation_bytes",
     "parameters": "parameters",
     "kernels": "kernels",
-    "flops": "flops",
-    "bytes": "bytes",
-    "tflops": "tflops",
-    "gb_per_s": "gb_per_s",
-    "roofline": "roofline_share",
 }
+ORDER = ("layer", *[*FIELDS][:6], "bound", *[*FIELDS][6:], "output")
 ICICLE_NOTE = (
     "Step, phase, layer, kernel, from top to bottom; width is time. The pointer over a box shows its figures; a click "
     "zooms into it, a click on what is above it or Escape zooms out. Neighbours too narrow to be seen are one box, "
@@ -124,8 +127,10 @@ def bars_part(layers: Sequence[Record]) -> Part:
 def layers_part(document: Record) -> Part:
     """The table of layers."""
     layers = document["layers"]
-    columns = [column for column in LAYER_COLUMNS if column.key != "bar"]
-    rows = [layer_cells(columns, LayerRow(layer["name"], layer["name"], [layer])) for layer in layers]
+    columns = sorted((each for each in LAYER_COLUMNS if each.key in ORDER), key=lambda each: ORDER.index(each.key))
+    least = sorted((layer["total_ms"] for layer in layers), reverse=True)[:MOST_ROWS][-1]
+    shown = [layer for layer in layers if layer["total_ms"] >= least][:MOST_ROWS]
+    rows = [layer_cells(columns, LayerRow(layer["name"], layer["name"], [layer])) for layer in shown]
     parameters = sum(layer["parameters"] for layer in layers)
     title = f"{len(layers):,} layers, {number(parameters / 1e6)} million parameters"
     if kept := sum(layer.get("activation_bytes", 0) for layer in layers):
@@ -133,11 +138,14 @@ def layers_part(document: Record) -> Part:
     notes = ["A click on a heading sorts. Rates and bound are those of forward and backward together."]
     if any(layer["optimizer_shared"] for layer in layers):
         notes.append("~ marks a share, by size, of kernels that update several layers.")
+    if len(shown) < len(layers):
+        rest = sum(layer["total_ms"] for layer in layers) - sum(layer["total_ms"] for layer in shown)
+        notes.append(f"The {MOST_ROWS:,} layers that take most; the others take {ms(rest)} ms together.")
     body = table([column.heading for column in columns], rows)
     return Part(title, body, " ".join([*notes, above_roofline(document)]))
 
 
-def layer_cells(columns: Sequence[Any], row: LayerRow) -> list[Cell]:
+def layer_cells(columns: Sequence[Column], row: LayerRow) -> list[Cell]:
     """A row of the table of layers: what the terminal shows, with the document's figure to sort by."""
     (layer,) = row.layers
     texts = {column.key: str(column.render(row)) for column in columns}
