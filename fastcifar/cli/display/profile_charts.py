@@ -155,24 +155,31 @@ def roofline_plot(document: Record) -> Markup:
     """
     layers, ceilings = counted(document["layers"]), document["roofline"]
     peak, slope = ceilings["tflops"], ceilings["gb_per_s"] / 1000  # TFLOP/s; TFLOP/s for each FLOP a byte
-    x = LogAxis([peak / slope, *(layer["flops"] / layer["bytes"] for layer in layers)], INNER[0], INNER[2])
+    ridge = peak / slope  # FLOP a byte
+    x = LogAxis([ridge / 4, ridge, *(layer["flops"] / layer["bytes"] for layer in layers)], INNER[0], INNER[2])
     y = LogAxis([peak, *(layer["tflops"] for layer in layers)], INNER[3], INNER[1])
     words = "Roofline plot: operations a byte against TFLOP/s of each layer"
     size = {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "class": "plot roofline", "role": "img", "aria-label": words}
     svg = Element("svg", size)
     draw_axes(svg, x, y)
-    taken = draw_ceilings(svg, x, y, peak, slope)
-    dots = [(layer, x.place(layer["flops"] / layer["bytes"]), y.place(layer["tflops"])) for layer in layers]
-    for layer, across, down in sorted(dots, key=lambda dot: -dot[0]["share"]):
-        radius = max(3.0, min(22.0, 50 * math.sqrt(layer["share"])))
-        place = {"cx": across, "cy": down, "r": radius}
-        dot = draw(svg, "circle", {"class": f"layer s{BOUND_SERIES[layer['bound']]}", **place})
-        draw(dot, "title", text=layer_tip(layer))
-        taken.append((across - 3, down - 3, across + 3, down + 3))
-    for layer, across, down in sorted(dots, key=lambda dot: -dot[0]["share"]):
-        radius = max(3.0, min(22.0, 50 * math.sqrt(layer["share"])))
-        draw_name(svg, layer["name"], across, down, radius, taken)
+    points = [
+        (layer, x.place(layer["flops"] / layer["bytes"]), y.place(layer["tflops"]), radius(layer))
+        for layer in sorted(layers, key=lambda layer: -layer["share"])
+    ]
+    taken = [(across - r, down - r, across + r, down + r) for _, across, down, r in points]
+    taken += draw_ceilings(svg, x, y, peak, slope, taken)
+    for layer, across, down, r in points:
+        place: dict[str, str | float] = {"cx": across, "cy": down, "r": r}
+        point = draw(svg, "circle", {"class": f"layer s{BOUND_SERIES[layer['bound']]}", **place})
+        draw(point, "title", text=layer_tip(layer))
+    for layer, across, down, r in points:
+        draw_name(svg, layer["name"], across, down, r, taken)
     return roofline_keys(layers) + Markup('<div class="wide">{}</div>').format(inline(svg))
+
+
+def radius(layer: Record) -> float:
+    """Of a layer's point, pixels; its area is the layer's share of the step, but small ones are seen."""
+    return max(3.0, min(22.0, 50 * math.sqrt(layer["share"])))
 
 
 def roofline_keys(layers: Sequence[Record]) -> Markup:
@@ -213,16 +220,23 @@ def draw_axes(svg: Element, x: LogAxis, y: LogAxis) -> None:
 Area = tuple[float, float, float, float]  # left, top, right, bottom, pixels
 
 
-def draw_ceilings(svg: Element, x: LogAxis, y: LogAxis, peak: float, slope: float) -> list[Area]:
-    """The lines of the copy and of the matrix product with their figures; returns where these stand."""
+def draw_ceilings(
+    svg: Element, x: LogAxis, y: LogAxis, peak: float, slope: float, points: Sequence[Area]
+) -> list[Area]:
+    """The lines of the copy and of the matrix product with their figures, beside the points; returns where these
+    stand."""
     ridge = peak / slope  # FLOP a byte
     low = max(10**x.low, 10**y.low / slope)  # where the slope comes into the picture
     corner = (x.place(ridge), y.place(peak))
     path = f"M{x.place(low):.1f} {y.place(low * slope):.1f}L{corner[0]:.1f} {corner[1]:.1f}H{INNER[2]:.1f}"
     draw(svg, "path", {"class": "ceiling", "d": path})
     product, copy = f"matrix product {number(peak)} TFLOP/s", f"copy {number(1000 * slope)} GB/s"
-    draw(svg, "text", {"x": INNER[2] - 4, "y": corner[1] - 7, "text-anchor": "end"}, product)
-    taken = [(INNER[2] - LETTER * len(product) - 14, corner[1] - 20, INNER[2], corner[1] + 2)]
+    wide = LETTER * len(product) + 12
+    lefts = (INNER[2] - wide, corner[0] + 6, (corner[0] + INNER[2] - wide) / 2)
+    areas = [(left, corner[1] - 20, left + wide, corner[1] + 2) for left in lefts]
+    area = next((each for each in areas if not any(overlap(each, point) for point in points)), areas[0])
+    draw(svg, "text", {"x": area[0] + 4, "y": corner[1] - 7}, product)
+    taken = [area]
     across, down = x.place(math.sqrt(low * ridge)), y.place(math.sqrt(low * ridge) * slope)
     tilt = math.degrees(math.atan2(corner[1] - down, corner[0] - across))
     place: dict[str, str | float] = {

@@ -132,7 +132,7 @@ def layers_part(document: Record) -> Part:
     shown = [layer for layer in layers if layer["total_ms"] >= least][:MOST_ROWS]
     rows = [layer_cells(columns, LayerRow(layer["name"], layer["name"], [layer])) for layer in shown]
     parameters = sum(layer["parameters"] for layer in layers)
-    title = f"{len(layers):,} layers, {number(parameters / 1e6)} million parameters"
+    title = f"{len(layers):,} layers, {parameters:,} parameters"
     if kept := sum(layer.get("activation_bytes", 0) for layer in layers):
         title += f", {megabytes(kept)} MB kept for the backward pass"
     notes = ["A click on a heading sorts. Rates and bound are those of forward and backward together."]
