@@ -50,7 +50,7 @@ class Strip:
 
 def strip_rows(rows: Sequence[tuple[str, Strip, str]], unit: str) -> Markup:
     """Names, strips and figures below one another, the unit of the figures above them."""
-    head = Markup('<div class="head"><span></span><span></span><span class="value">{}</span></div>').format(unit)
+    head = Markup('<span class="head">{}</span>').format(unit)
     each = (
         Markup('<div><span class="name">{}</span>{}<span class="value">{}</span></div>\n').format(
             name, Markup(ElementTree.tostring(strip.svg, encoding="unicode")), figures
@@ -250,10 +250,10 @@ def draw_ceilings(
     return taken
 
 
-def draw_name(svg: Element, name: str, across: float, down: float, radius: float, taken: list[Area]) -> None:
+def draw_name(svg: Element, name: str, across: float, down: float, size: float, taken: list[Area]) -> None:
     """The name of a point, to its right, left, above or below, where nothing stands yet; else not at all."""
     shown = shorten(name, 24)
-    wide, gap = LETTER * len(shown), radius + 4
+    wide, gap = LETTER * len(shown), size + 4
     for anchor, at, base in (
         ("start", across + gap, down + 4),
         ("end", across - gap, down + 4),
