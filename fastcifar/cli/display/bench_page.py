@@ -48,8 +48,8 @@ def bench_page(
         parts.append(spread_part(runs, report))
     found = courses(runs, names, margin)
     if found:
-        parts.append(differences_part(report.comparisons, found))
-        parts.append(courses_part(found, margin))
+        parts.append(differences_part(report, found))
+        parts.append(courses_part(report, found, margin))
     if len({run.at for run in runs}) > 1:
         parts.append(drift_part(runs, report))
     kept = {key: value for key, value in data.items() if key != "runs"}

@@ -11,7 +11,7 @@ from typing import TypeVar
 from markupsafe import Markup
 
 from fastcifar.bench.records import RunRecord
-from fastcifar.bench.report import POINT, Comparison, Course, Report, Summary, label
+from fastcifar.bench.report import POINT, Course, Report, Summary, label
 from fastcifar.cli.display.bench import between, figure, points, seconds, spread
 from fastcifar.cli.display.chart import Plot
 from fastcifar.cli.display.html import Part, inline, legend, pictures
@@ -154,7 +154,7 @@ def draw_row_mean(plot: Plot, row: int, one: Summary) -> None:
     plot.point(group, (100 * one.accuracy.mean, row + 0.04), words, "mean")
 
 
-def differences_part(comparisons: Sequence[Comparison], found: Sequence[Course]) -> Part:
+def differences_part(report: Report, found: Sequence[Course]) -> Part:
     """The differences in accuracy with the same seed: a row a comparison."""
     names = [f"{label(each.b, each.fraction)} − {label(each.a, each.fraction)}" for each in found]
     values = [100 * value for each in found for value in each.differences]
@@ -164,10 +164,10 @@ def differences_part(comparisons: Sequence[Comparison], found: Sequence[Course])
     )
     plot.upright(0.0, "no difference", "zero")
     said = ""
-    for i, (each, compared) in enumerate(zip(found, comparisons, strict=True)):
+    for i, (each, compared) in enumerate(zip(found, report.comparisons, strict=True)):
         drawn, left_out = thin(list(zip(each.seeds, each.differences, strict=True)), MOST_POINTS // len(found))
         said = left_out or said
-        group = plot.group(i)
+        group = plot.group(series_of(report, each))
         for seed, value in drawn:
             jitter = 0.1 + 0.25 * (seed * 0.618034 % 1)
             plot.point(group, (100 * value, i + jitter), f"{names[i]}, seed {seed}: {100 * value:+.2f} points")
@@ -181,7 +181,7 @@ def differences_part(comparisons: Sequence[Comparison], found: Sequence[Course])
         f"Ahead of {label(found[0].a, found[0].fraction)} with the same seed: {listed(ahead)}",
         inline(plot.svg),
         "A point is the difference of two runs with the same seed; above them the mean with its 95 % interval "
-        f"({'anytime-valid' if comparisons[0].sequential else 'paired t'}).{said}",
+        f"({'anytime-valid' if report.comparisons[0].sequential else 'paired t'}).{said}",
     )
 
 
@@ -190,7 +190,7 @@ def ahead_of(course: Course) -> str:
     return f"in {sum(value > 0 for value in course.differences)} of {len(course.differences)}"
 
 
-def courses_part(found: Sequence[Course], margin: float) -> Part:
+def courses_part(report: Report, found: Sequence[Course], margin: float) -> Part:
     """How the anytime-valid intervals of the differences narrowed, and where they were clear."""
     clear = [each.clear_after for each in found if each.clear_after is not None]
     if len(clear) < len(found):
@@ -200,11 +200,19 @@ def courses_part(found: Sequence[Course], margin: float) -> Part:
     left_out = len(found) - MOST_COURSES
     return Part(
         title,
-        pictures([(course_title(each), course_picture(each, margin)) for each in found[:MOST_COURSES]]),
+        pictures(
+            [(course_title(one), course_picture(one, margin, series_of(report, one))) for one in found[:MOST_COURSES]]
+        ),
         "The difference's anytime-valid 95 % confidence sequence, whose level is split among the comparisons: one may "
         f"look after every seed. It is clear when it excludes zero or lies within ±{margin:g} points (dashed); a bench "
         "with --until-clear stops when all are." + (f" The other {left_out} are not drawn." if left_out > 0 else ""),
     )
+
+
+def series_of(report: Report, course: Course) -> int:
+    """The series, and so the colour, of the recipe that is compared."""
+    keys = [(one.name, one.fraction) for one in report.recipes]
+    return keys.index((course.b, course.fraction))
 
 
 def course_title(each: Course) -> str:
@@ -215,7 +223,7 @@ def course_title(each: Course) -> str:
     return f"{b} against {a}: clear after {each.clear_after} of {count} seeds"
 
 
-def course_picture(each: Course, margin: float) -> Markup:
+def course_picture(each: Course, margin: float, series: int) -> Markup:
     """The interval after each seed as a band; nothing before it is finite, cut off where it is very wide."""
     count = len(each.seeds)
     steps = [(n, 100 * low, 100 * high) for n, (low, high) in enumerate(each.intervals, 1) if math.isfinite(high - low)]
@@ -232,7 +240,7 @@ def course_picture(each: Course, margin: float) -> Markup:
     plot.level(0.0, "no difference", "zero")
     for end in (-margin, margin):
         plot.level(end, f"equivalence margin: {end:+g} points")
-    group = plot.group(0)
+    group = plot.group(series)
     plot.band(group, lows, highs)
     plot.line(group, lows)
     plot.line(group, highs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from fastcifar.bench.report import POINT
@@ -24,7 +25,7 @@ def search_page(search: Search, runs: list[RunRecord], device: str, data: Mappin
     rungs = search.rungs(runs)
     series = colors(rungs)
     parts = [ladder_part(rungs, series)] if any(one.cost is not None for rung in rungs for one in rung.results) else []
-    parts += [rung_part(rung, after, series) for rung, after in zip(rungs, [*rungs[1:], None], strict=True)]
+    parts += [rung_part(rung, after, series) for rung, after in zip_longest(rungs, rungs[1:])]
     base, *candidates = search.plan.recipes
     subtitle = (
         f"{len(candidates)} candidates against {base} on {search.plan.dataset.name}, {len(runs)} runs on {device}; "
