@@ -10,7 +10,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fastcifar.cli.completion import complete_dataset, complete_recipe, complete_setting
-from fastcifar.cli.options import AsJson, Device, EngineNames, Quiet, RecipeName, Threads, document, open_session
+from fastcifar.cli.options import (
+    AsJson,
+    Device,
+    EngineNames,
+    Html,
+    Quiet,
+    RecipeName,
+    Threads,
+    check_page,
+    document,
+    open_session,
+)
 from fastcifar.errors import UsageError
 
 ByChoice = Literal["layer", "kernel", "op", "phase"]
@@ -46,6 +57,7 @@ def profile(
     ] = False,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a step as a trace for Perfetto.")] = None,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write an icicle plot of the step.")] = None,
+    html: Html = None,
     dataset: Annotated[
         str | None,
         typer.Option(
@@ -76,14 +88,17 @@ def profile(
         raise UsageError("--vs compares two recipes: it cannot be combined with --trace, --svg or --checkpoint.")
     if checkpoint is not None and (recipe is not None or settings):
         raise UsageError("--checkpoint brings its recipe along: it takes no other recipe and no --set.")
+    from fastcifar.cli.display.html import write_page
+    from fastcifar.cli.display.icicle import icicle
     from fastcifar.cli.display.profile import report_from_document
+    from fastcifar.cli.display.profile_page import profile_page
     from fastcifar.cli.display.screen import Screen
-    from fastcifar.cli.display.svg import icicle
     from fastcifar.system.files import check_writable, write_text
 
     for path in (trace, svg):
         if path is not None:
             check_writable(path)
+    check_page(html, trace, svg, checkpoint)
     from fastcifar.profiling.plan import SIDES, plan_checkpoint, plan_recipes
     from fastcifar.profiling.result import compare, summarize
     from fastcifar.training.engine import bind_engines
@@ -109,4 +124,6 @@ def profile(
         write_text(trace, json.dumps({"traceEvents": recordings[0].annotated_events()}))
     if svg is not None:
         write_text(svg, icicle(result))
+    if html is not None:
+        write_page(html, profile_page(result))
     screen.result(report_from_document(result, screen.console.width, by, sort, depth, top), result)

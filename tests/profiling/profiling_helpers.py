@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,6 +29,7 @@ from fastcifar.training.annotations import PHASES
 from fastcifar.training.engine import EAGER, Engine
 
 CPU = torch.device("cpu")
+FIXTURE = Path(__file__).parents[1] / "bench" / "fixtures" / "format1" / "profile.json"  # of an earlier version
 
 
 def small_target(name: str, *overrides: str, engine: Engine = EAGER) -> ProfileTarget:
@@ -202,3 +205,35 @@ def fixed_comparison() -> dict[str, Any]:
     a, b = (summarize(fixed_recording(factor)) for factor in (1.0, 2.0))
     common = {"command": "profile", "version": "0", "torch": "2", "device": "Some GPU", "dataset": "cifar10"}
     return {**common, "a": a.document(), "b": b.document(), "comparison": asdict(compare(a, b))}
+
+
+def named(document: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    """The document with another name in all places."""
+    text = json.dumps(document).replace(json.dumps(old), json.dumps(new))
+    changed: dict[str, Any] = json.loads(text)
+    return changed
+
+
+def large_document(layers: int = 2000) -> dict[str, Any]:
+    """A profile of so many layers: those of the earlier version's document over and over, ten kernels a layer."""
+    document = json.loads(FIXTURE.read_text())
+    few = [layer for layer in document["layers"] if layer["total_ms"] > 0]
+    document["layers"] = [{**few[i % len(few)], "name": f"stage{i // 10}.layer{i}"} for i in range(layers)]
+    document["items"] = [
+        {
+            "phase": phase,
+            "layer": layer["name"],
+            "kernel": f"kernel{k}",
+            "op": "aten::op",
+            "ms": layer[f"{phase}_ms"] / 10,
+            "std": 0.01,
+            "count": 1,
+        }
+        for phase in ("forward", "backward")
+        for layer in document["layers"]
+        for k in range(10)
+    ]
+    document["kernel_ms"] = sum(item["ms"] for item in document["items"])
+    for layer in document["layers"]:
+        layer["share"] = layer["total_ms"] / (document["kernel_ms"] + document["idle_ms"])
+    return document

@@ -18,8 +18,8 @@ import pytest
 from profiling_helpers import fixed_comparison, fixed_document
 from rich.console import Console
 
+from fastcifar.cli.display.icicle import BODY, COLUMNS, HEAD, WIDTH, icicle
 from fastcifar.cli.display.profile import layer_rows, report_from_document
-from fastcifar.cli.display.svg import MARGIN, WIDTH, icicle
 
 GOLDEN = Path(__file__).parent / "golden"
 BYS = ("layer", "kernel", "op", "phase")
@@ -129,7 +129,7 @@ def test_a_stored_document_is_shown_without_torch(tmp_path: Path) -> None:
     kept.write_text(json.dumps([fixed_document(), fixed_comparison()]))
     program = (
         "import json, sys; from rich import print; from fastcifar.cli.display.profile import report_from_document;"
-        "from fastcifar.cli.display.svg import icicle; documents = json.load(open(sys.argv[1]));"
+        "from fastcifar.cli.display.icicle import icicle; documents = json.load(open(sys.argv[1]));"
         "[print(report_from_document(each, 80)) for each in documents]; print(len(icicle(documents[0])));"
         "sys.exit('torch' in sys.modules)"
     )
@@ -138,22 +138,54 @@ def test_a_stored_document_is_shown_without_torch(tmp_path: Path) -> None:
     assert "conv" in done.stdout and "b over a" in done.stdout
 
 
-def test_the_icicle_is_as_wide_as_the_step() -> None:
+def test_the_icicle_is_as_high_as_the_step() -> None:
     document = {**fixed_document(), "device": "a <device> & more"}
     picture = ET.fromstring(icicle(document))
+    assert picture.attrib["width"] == str(WIDTH) == "800" and "max-width:100%" in picture.attrib["style"]
     space = {"s": "http://www.w3.org/2000/svg"}
     boxes = [
-        (float(r.attrib["y"]), float(r.attrib["x"]), float(r.attrib["width"]), g.findtext("s:title", "", space))
+        (float(r.attrib["x"]), float(r.attrib["y"]), float(r.attrib["height"]), g.findtext("s:title", "", space))
         for g in picture.findall("s:g", space)
         for r in g.findall("s:rect", space)
     ]
-    levels = sorted({y for y, *_ in boxes})
-    assert len(levels) == 4
-    widths = {y: sum(width for y0, _, width, _ in boxes if y0 == y) for y in levels}
-    assert widths[levels[0]] == pytest.approx(WIDTH - 2 * MARGIN)
-    assert widths[levels[1]] == pytest.approx(widths[levels[0]], rel=1e-3)
-    assert all(x + width <= WIDTH - MARGIN + 0.1 for _, x, width, _ in boxes)
+    columns = sorted({x for x, *_ in boxes})
+    assert columns == [left for left, _ in COLUMNS]
+    heights = {x: sum(height for x0, _, height, _ in boxes if x0 == x) for x in columns}
+    assert heights[columns[0]] == pytest.approx(BODY)
+    assert heights[columns[1]] == pytest.approx(BODY, rel=1e-3)
+    assert all(y + height <= HEAD + BODY + 0.1 for _, y, height, _ in boxes)
     whole = document["kernel_ms"] + document["idle_ms"]
-    forward = next(width for y, _, width, tip in boxes if y == levels[1] and tip.startswith("forward"))
-    assert forward == pytest.approx(document["phases"]["forward"] / whole * widths[levels[0]], abs=0.02)
+    forward = next(height for x, _, height, tip in boxes if x == columns[1] and tip.startswith("forward"))
+    assert forward == pytest.approx(document["phases"]["forward"] / whole * BODY, abs=0.02)
     assert any("a <device> & more" in (text.text or "") for text in picture.findall("s:text", space))
+
+
+def test_labels_of_the_icicle_stay_inside_their_boxes() -> None:
+    """By the mean width of a letter; names that are longer are shortened."""
+    document = fixed_document()
+    for item in document["items"]:
+        item["kernel"] = item["kernel"] + "_of_a_long_name_that_needs_two_hundred_letters" * 4
+    picture = ET.fromstring(icicle(document))
+    space = {"s": "http://www.w3.org/2000/svg"}
+    labelled = 0
+    for group in picture.findall("s:g", space):
+        box, texts = group.find("s:rect", space), group.findall("s:text", space)
+        if box is None or len(texts) != 2:
+            continue
+        labelled += 1
+        name, share = (text.text or "" for text in texts)
+        assert (len(name) + len(share)) * 6.4 < float(box.attrib["width"])
+        assert float(box.attrib["height"]) >= 12
+    assert labelled > 10
+
+
+def test_layers_above_the_roofline_are_explained_where_it_is_shown() -> None:
+    document = fixed_document()
+    assert "Above 100 %" not in screen(document, 200)
+    document["layers"][0] |= {"kind": "WinogradConv2d", "roofline_share": 1.4, "flops": 10**12, "bytes": 1}
+    text = screen(document, 200)
+    assert "140 %" in text
+    assert " ".join(text.splitlines()[-1:]).startswith(
+        "Above 100 % of the roofline: a Winograd convolution does up to 4"
+    )
+    assert "Above 100 %" not in screen(document, 60) and "Above 100 %" in screen(document, 60, sort="roofline")

@@ -24,8 +24,8 @@ from fastcifar.system.files import write_text
 from fastcifar.version import __version__
 
 PAGES = Path(__file__).parent / "pages"
-STYLES = ("page.css",)
-SCRIPTS = ("page.js",)  # one script in the page: later files may use what earlier ones define
+STYLES = ("page.css", "profile.css")
+SCRIPTS = ("page.js", "profile.js")  # one script in the page: later files may use what earlier ones define
 SERIES = 8  # colours that are told apart, the classes s0 to s7 of page.css
 
 Cell = str | tuple[str, float | None]  # a text, or a figure with the value that it is sorted by; Markup stays markup

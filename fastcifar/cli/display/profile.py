@@ -6,7 +6,7 @@ show a stored document at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from rich.text import Text
 
 from fastcifar.cli.display.figures import bar, megabytes, ms, number, percent, shorten
 from fastcifar.cli.display.profile_comparison import comparison_report
+from fastcifar.cli.display.profile_tree import whole_ms
 from fastcifar.cli.display.screen import facts
 from fastcifar.cli.display.table import Cells, Column, column_width, fitted_table, render_cells
 
@@ -53,8 +54,9 @@ def report_from_document(
         return comparison_report(document, width, top)
     parts: list[RenderableType] = [header(document)]
     if by == "layer":
-        parts.append(layer_table(document, width, sort, depth, top))
-        parts += [Text(note, "dim") for note in layer_notes(document, width)]
+        table = layer_table(document, width, sort, depth, top)
+        shown = {str(column.header) for column in table.columns}
+        parts += [table, *(Text(note, "dim") for note in layer_notes(document, shown))]
     elif by == "phase":
         parts.append(phase_table(document, width))
     else:
@@ -62,39 +64,60 @@ def report_from_document(
     return Group(*parts)
 
 
-def layer_notes(document: Record, width: int) -> Iterator[str]:
-    """What the table of layers does not say itself."""
-    if width >= 72 and any(layer["optimizer_shared"] for layer in document["layers"]):
+def layer_notes(document: Record, shown: Collection[str]) -> Iterator[str]:
+    """What the table of layers, which shows columns of these headings, does not say itself."""
+    if "update" in shown and any(layer["optimizer_shared"] for layer in document["layers"]):
         yield "~ a share, by size, of kernels that update several layers"
     if any(layer["kind"].endswith("(compiled)") for layer in document["layers"]):
         yield "What torch.compile compiled is one row: its kernels do the work of several layers."
+    if "roofline" in shown and (reasons := above_roofline(document)):
+        yield reasons
+
+
+def above_roofline(document: Record) -> str:
+    """Why layers take less time than they need at the ceilings, in a sentence; empty where none does."""
+    roofline = document["roofline"]
+    reasons: dict[str, None] = {}
+    for layer in document["layers"]:
+        if layer["roofline_share"] <= 1:
+            continue
+        if layer["flops"] / roofline["tflops"] / 1e9 <= layer["bytes"] / roofline["gb_per_s"] / 1e6:
+            reasons["data that stay in a cache move faster than a copy"] = None
+        elif layer["kind"].startswith("Winograd"):
+            reasons["a Winograd convolution does up to 4 times fewer multiplications than are counted"] = None
+        else:
+            reasons["a ceiling measured while the machine does other work is too low"] = None
+    return f"Above 100 % of the roofline: {'; '.join(reasons)}." if reasons else ""
 
 
 def header(document: Record) -> Table:
     """What was measured, and the ceilings of the device."""
+    return facts(header_facts(document))
+
+
+def header_facts(document: Record) -> list[tuple[str, str]]:
+    """What was measured, and the ceilings of the device, as names and values."""
     step, recorded, kernel = document["step_ms"], document["recorded_step_ms"], document["kernel_ms"]
     kinds, roofline = document["kinds"], document["roofline"]
     steps = f"{document['steps']} steps" + (f" of each of {kinds} kinds; the mean step of a run" if kinds > 1 else "")
     unattributed = document["unattributed_ms"] / kernel if kernel else 0.0
-    return facts(
-        [
-            (
-                "profile",
-                f"{document['recipe']} on {document['dataset']}, {document['batch']} images a step, "
-                f"{document['engine']} engine",
-            ),
-            ("device", document["device"]),
-            ("step", f"{ms(step)} ms ± {ms(document['step_std_ms'])} (mean ± standard deviation of {steps})"),
-            ("kernel time", f"{ms(kernel)} ms; {percent(unattributed, 2)} unattributed"),
-            *memory_facts(document),
-            ("overhead", f"{ms(recorded - step)} ms a recorded step" if recorded > step else "less than the deviation"),
-            (
-                "ceilings",
-                f"matrix product {number(roofline['tflops'])} TFLOP/s, copy {number(roofline['gb_per_s'])} GB/s, "
-                f"empty kernel {1000 * roofline['launch_ms']:.1f} µs",
-            ),
-        ]
-    )
+    return [
+        (
+            "profile",
+            f"{document['recipe']} on {document['dataset']}, {document['batch']} images a step, "
+            f"{document['engine']} engine",
+        ),
+        ("device", document["device"]),
+        ("step", f"{ms(step)} ms ± {ms(document['step_std_ms'])} (mean ± standard deviation of {steps})"),
+        ("kernel time", f"{ms(kernel)} ms; {percent(unattributed, 2)} unattributed"),
+        *memory_facts(document),
+        ("overhead", f"{ms(recorded - step)} ms a recorded step" if recorded > step else "less than the deviation"),
+        (
+            "ceilings",
+            f"matrix product {number(roofline['tflops'])} TFLOP/s, copy {number(roofline['gb_per_s'])} GB/s, "
+            f"empty kernel {1000 * roofline['launch_ms']:.1f} µs",
+        ),
+    ]
 
 
 def memory_facts(document: Record) -> list[tuple[str, str]]:
@@ -251,11 +274,6 @@ def step_line(document: Record) -> Cells:
         **{name: ms(phases[name]) for name in ("forward", "backward", "optimizer")},
         "memory": nonzero(document.get("activation_bytes", 0), megabytes),
     }
-
-
-def whole_ms(document: Record) -> float:
-    """Milliseconds of a step, idle time included."""
-    return float(document["kernel_ms"] + document["idle_ms"])
 
 
 # ------------------------------------------------------------------------------------------- kernels, operators, phases

@@ -37,18 +37,21 @@ def comparison_report(document: Record, width: int, top: int) -> RenderableType:
     step: Cells = {"layer": "step", "a": ms(a["step_ms"]), "b": ms(b["step_ms"]), "ratio": f"{ratio:.2f}"}
     step["difference"] = signed(b["step_ms"] - a["step_ms"])
     step["memory"] = memory_difference(b.get("activation_bytes", 0) - a.get("activation_bytes", 0))
-    ci95 = comparison["ci95"]
+    return Group(facts(comparison_facts(document)), fitted_table(COMPARISON_COLUMNS, [*lines, {}, step], width))
+
+
+def comparison_facts(document: Record) -> list[tuple[str, str]]:
+    """What was compared, and the verdict, as names and values."""
+    a, b, comparison = document["a"], document["b"], document["comparison"]
+    ratio, ci95 = comparison["step_ratio"], comparison["ci95"]
     between = f" (95 % interval {ci95[0]:.3f} to {ci95[1]:.3f})" if ci95 else ""
-    summary = facts(
-        [
-            ("a", side_summary(a)),
-            ("b", side_summary(b)),
-            ("on", f"{document['dataset']}, {document['device']}; {a['steps']} steps of each, interleaved"),
-            *memory_facts(a, b),
-            ("b over a", f"{ratio:.3f}{between}: {conclusion(ratio, ci95)}"),
-        ]
-    )
-    return Group(summary, fitted_table(COMPARISON_COLUMNS, [*lines, {}, step], width))
+    return [
+        ("a", side_summary(a)),
+        ("b", side_summary(b)),
+        ("on", f"{document['dataset']}, {document['device']}; {a['steps']} steps of each, interleaved"),
+        *memory_facts(a, b),
+        ("b over a", f"{ratio:.3f}{between}: {conclusion(ratio, ci95)}"),
+    ]
 
 
 def memory_facts(a: Record, b: Record) -> list[tuple[str, str]]:

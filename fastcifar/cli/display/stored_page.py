@@ -10,11 +10,14 @@ from markupsafe import Markup
 from rich.console import Console, RenderableType
 
 from fastcifar.cli.display.html import Part, page
+from fastcifar.cli.display.profile_page import profile_page
 from fastcifar.cli.display.screen import PIPE_WIDTH
 
 
 def stored_page(document: Mapping[str, Any], shown: RenderableType) -> str:
     """The page of a document and of what the terminal shows of it."""
+    if document["command"] == "profile":
+        return profile_page(document)
     console = Console(file=io.StringIO(), width=PIPE_WIDTH, highlight=False, markup=False, emoji=False)
     console.print(shown)
     assert isinstance(console.file, io.StringIO)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from fastcifar.bench.report import label
@@ -15,152 +12,23 @@ if TYPE_CHECKING:
     from fastcifar.bench.records import RunRecord
     from fastcifar.bench.report import Report, Summary
 
-Document = Mapping[str, Any]  # a part of a command's JSON document
 
-WIDTH, MARGIN, HEAD = 1400, 12, 64  # pixels
-ROWS = (26, 26, 150, 200)  # pixels; heights of step, phase, layer and kernel
-LETTER, LINE = 6.9, 13  # width and height of a letter of the labels, pixels
-NARROWEST = 0.25  # a box below this width would not be seen, pixels
-COLORS = {"arithmetic": "#8fc98f", "memory": "#8fb4e3", "launches": "#f0d37a"}
-PLAIN, IDLE = "#d9d9d9", "#f5f5f5"
-BOUNDS = {
-    "arithmetic": "bound by arithmetic",
-    "memory": "bound by memory",
-    "launches": "bound by launches",
-}
-
-
-@dataclass
-class Box:
-    """A rectangle of the icicle with those below it, whose widths add up to no more than its own."""
-
-    name: str
-    ms: float
-    color: str
-    tip: str
-    below: list[Box] = field(default_factory=list)
-
-
-def icicle(document: Document) -> str:
-    """The icicle plot of a profile's JSON document, as SVG.
-
-    Step, phase, layer, kernel, from top to bottom: width is time, colour is what bounds the layer.
-    """
-    height = HEAD + sum(ROWS) + 44
+def picture(width: int, height: int, letters: int) -> ElementTree.Element:
+    """An empty picture on white, in pixels at its full size; it shrinks with the window. `letters` are pixels too."""
     svg = ElementTree.Element(
         "svg",
         {
             "xmlns": "http://www.w3.org/2000/svg",
-            "viewBox": f"0 0 {WIDTH} {height}",
-            "width": str(WIDTH),
+            "viewBox": f"0 0 {width} {height}",
+            "width": str(width),
             "height": str(height),
+            "style": "max-width:100%;height:auto",
             "font-family": "DejaVu Sans, Verdana, sans-serif",
-            "font-size": "11",
+            "font-size": str(letters),
         },
     )
-    draw(svg, "rect", {"width": WIDTH, "height": height, "fill": "white"})
-    title = (
-        f"{document['recipe']}: one step of {document['batch']} images, {document['engine']} engine, "
-        f"{document['device']}"
-    )
-    subtitle = (
-        f"step, phase, layer, kernel: width is time; {document['step_ms']:.2f} ms a step, "
-        f"kernels {document['kernel_ms']:.2f} ms"
-    )
-    draw(svg, "text", {"x": MARGIN, "y": 22, "font-size": 15}, title)
-    draw(svg, "text", {"x": MARGIN, "y": 42, "fill": "#555"}, subtitle)
-    root = step_box(document)
-    draw_box(svg, root, MARGIN, 0, (WIDTH - 2 * MARGIN) / root.ms)
-    draw_legend(svg, HEAD + sum(ROWS) + 14)
-    ElementTree.indent(svg, "")
-    return ElementTree.tostring(svg, encoding="unicode") + "\n"
-
-
-def step_box(document: Document) -> Box:
-    """The tree of a profile: phases and layers in the order of their work, kernels largest first, idle time last."""
-    layers = {layer["name"]: layer for layer in document["layers"]}
-    whole = document["kernel_ms"] + document["idle_ms"]
-    times: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(float)))
-    for item in document["items"]:
-        phase = item["phase"] or "unattributed"
-        times[phase][item["layer"] or phase][item["kernel"]] += item["ms"]
-    order = [*document["phases"], "unattributed"]
-    root = Box("step", whole, PLAIN, f"step: {whole:.3f} ms")
-    for phase in sorted(times, key=order.index):
-        below = [layer_box(name, kernels, layers.get(name), phase, whole) for name, kernels in times[phase].items()]
-        root.below.append(parent_box(phase, below, PLAIN, whole))
-    if document["idle_ms"] > 0:
-        root.below.append(Box("idle", document["idle_ms"], IDLE, tooltip("idle", document["idle_ms"], whole)))
-    return root
-
-
-def layer_box(name: str, kernels: dict[str, float], layer: Document | None, phase: str, whole: float) -> Box:
-    """One layer in one phase, with its kernels; `kernels` and `whole` in milliseconds."""
-    costs = layer if phase in ("forward", "backward") else None  # what bounds a layer is known of these phases only
-    color = COLORS[costs["bound"]] if costs else PLAIN
-    below = [Box(kernel, ms, color, tooltip(f"{name}: {kernel}", ms, whole)) for kernel, ms in kernels.items()]
-    below.sort(key=lambda box: -box.ms)
-    return parent_box(name, below, color, whole, layer_figures(costs) if costs else "")
-
-
-def parent_box(name: str, below: list[Box], color: str, whole: float, figures: str = "") -> Box:
-    """A box around others, as wide as all of them."""
-    ms = sum(box.ms for box in below)
-    return Box(name, ms, color, tooltip(name, ms, whole) + figures, below)
-
-
-def tooltip(name: str, ms: float, whole: float) -> str:
-    """A name with its time and its share of the step."""
-    return f"{name}: {ms:.3f} ms, {100 * ms / whole:.1f} % of the step"
-
-
-def layer_figures(layer: Document) -> str:
-    """The figures of a layer, for its tooltip."""
-    shape = "×".join(map(str, layer["output"] or ())) or "unknown"
-    return (
-        f"\n{layer['kind']}, output {shape}, {layer['parameters']:,} parameters\n"
-        f"forward {layer['forward_ms']:.3f} ms, backward {layer['backward_ms']:.3f} ms, "
-        f"update {layer['optimizer_ms']:.3f} ms\n"
-        f"{layer['flops'] / 1e9:.3g} GFLOP, {layer['bytes'] / 1e6:.3g} MB; "
-        f"{layer['tflops']:.3g} TFLOP/s, {layer['gb_per_s']:.3g} GB/s\n"
-        f"{BOUNDS[layer['bound']]}, {100 * layer['roofline_share']:.0f} % of the roofline"
-    )
-
-
-def draw_box(parent: ElementTree.Element, box: Box, x: float, level: int, scale: float) -> None:
-    """The box and all below it; `scale` is in pixels a millisecond."""
-    width, height, y = box.ms * scale, ROWS[level], HEAD + sum(ROWS[:level])
-    if width < NARROWEST:
-        return
-    group = draw(parent, "g")
-    draw(group, "title", text=box.tip)
-    frame = {"x": float(x), "y": y, "width": width, "height": height - 1}
-    draw(group, "rect", {**frame, "fill": box.color, "stroke": "white", "stroke-width": 0.5})
-    draw_label(group, box.name, x, y, width, height)
-    for child in box.below:
-        draw_box(parent, child, x, level + 1, scale)
-        x += child.ms * scale
-
-
-def draw_label(parent: ElementTree.Element, name: str, x: float, y: float, width: float, height: float) -> None:
-    """A name inside its box: level where it fits, else upright, as much of it as there is room for; or nothing."""
-    if len(name) * LETTER + 6 <= width:
-        draw(parent, "text", {"x": x + 3.0, "y": y + 17}, name)
-        return
-    letters = int((height - 8) / LETTER)
-    if width < LINE or letters < 5:
-        return
-    shown = name if len(name) <= letters else name[: letters - 1] + "…"
-    draw(parent, "text", {"transform": f"translate({x + width / 2 + 4:.2f} {y + height - 5}) rotate(-90)"}, shown)
-
-
-def draw_legend(parent: ElementTree.Element, y: float) -> None:
-    """What the colours mean."""
-    x = float(MARGIN)
-    for color, text in [*((COLORS[name], text) for name, text in BOUNDS.items()), (PLAIN, "other"), (IDLE, "idle")]:
-        draw(parent, "rect", {"x": x, "y": y, "width": 14, "height": 14, "fill": color, "stroke": "#999"})
-        draw(parent, "text", {"x": x + 19, "y": y + 11}, text)
-        x += 40 + LETTER * len(text)
+    draw(svg, "rect", {"width": width, "height": height, "fill": "white"})
+    return svg
 
 
 SCATTER = (900, 560)  # pixels
@@ -171,18 +39,7 @@ SERIES = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c
 def scatter(runs: list[RunRecord], report: Report) -> str:
     """Accuracy against train time as SVG: every run a point, the means with their intervals, the target a line."""
     width, height = SCATTER
-    svg = ElementTree.Element(
-        "svg",
-        {
-            "xmlns": "http://www.w3.org/2000/svg",
-            "viewBox": f"0 0 {width} {height}",
-            "width": str(width),
-            "height": str(height),
-            "font-family": "DejaVu Sans, Verdana, sans-serif",
-            "font-size": "12",
-        },
-    )
-    draw(svg, "rect", {"width": width, "height": height, "fill": "white"})
+    svg = picture(width, height, 12)
     x, y = scatter_axes(runs, report)
     draw_grid(svg, x, y)
     if report.target is not None:
