@@ -41,6 +41,7 @@ PLACES = {  # the only folder that imports a package
     "typer": "cli",
     "rich": "cli.display",
     "jinja2": "cli.display",
+    "markupsafe": "cli.display",
     "torchvision": "data",
     "PIL": "data",
     "pyarrow": "data",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from fastcifar.bench.report import label
+from fastcifar.cli.display.chart import Axis, axis, draw
 
 if TYPE_CHECKING:
     from fastcifar.bench.records import RunRecord
@@ -127,16 +127,6 @@ def layer_figures(layer: Document) -> str:
     )
 
 
-def draw(
-    parent: ElementTree.Element, tag: str, attributes: dict[str, str | float] | None = None, text: str = ""
-) -> ElementTree.Element:
-    """Add an element to the picture; numbers that are not whole are rounded to a hundredth."""
-    written = {name: f"{v:.2f}" if isinstance(v, float) else str(v) for name, v in (attributes or {}).items()}
-    element = ElementTree.SubElement(parent, tag, written)
-    element.text = text or None
-    return element
-
-
 def draw_box(parent: ElementTree.Element, box: Box, x: float, level: int, scale: float) -> None:
     """The box and all below it; `scale` is in pixels a millisecond."""
     width, height, y = box.ms * scale, ROWS[level], HEAD + sum(ROWS[:level])
@@ -176,7 +166,6 @@ def draw_legend(parent: ElementTree.Element, y: float) -> None:
 SCATTER = (900, 560)  # pixels
 FRAME = (70, 40, 30, 60)  # left, top, right, bottom of the plot, pixels
 SERIES = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2")
-TICKS = 5
 
 
 def scatter(runs: list[RunRecord], report: Report) -> str:
@@ -211,35 +200,6 @@ def scatter(runs: list[RunRecord], report: Report) -> str:
         draw_mean(svg, x, y, summary, color)
     ElementTree.indent(svg, "")
     return ElementTree.tostring(svg, encoding="unicode") + "\n"
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Values `low`..`high` on pixels `start`..`end`."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def place(self, value: float) -> float:
-        """The pixel of a value."""
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-    def ticks(self) -> list[float]:
-        """Round values across the axis."""
-        step = (self.high - self.low) / TICKS
-        power = 10.0 ** math.floor(math.log10(step))
-        step = next(m * power for m in (1, 2, 5, 10) if m * power >= step)
-        first = math.ceil(self.low / step)
-        return [step * i for i in range(first, math.floor(self.high / step) + 1)]
-
-
-def axis(values: list[float], start: float, end: float) -> Axis:
-    """An axis that holds the values with a margin."""
-    low, high = min(values, default=0.0), max(values, default=1.0)
-    margin = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
-    return Axis(low - margin, high + margin, start, end)
 
 
 def scatter_axes(runs: list[RunRecord], report: Report) -> tuple[Axis, Axis]:
