@@ -71,6 +71,14 @@ def time_ratio(a: Sequence[float], b: Sequence[float]) -> Comparison:
     return Comparison(math.exp(logs.effect), interval, logs.p)
 
 
+def wilson_interval(hits: int, trials: int) -> Interval:
+    """The 95 % confidence interval of a share that `hits` of `trials` (one or more) show (Wilson, 1927)."""
+    z2 = Z95**2
+    center = (hits + z2 / 2) / (trials + z2)
+    half = Z95 / (trials + z2) * math.sqrt(hits * (trials - hits) / trials + z2 / 4)
+    return center - half, center + half
+
+
 def p_below_target(values: Sequence[float], target: float) -> float | None:
     """The p-value of the one-sided t-test whose null hypothesis is that the true mean is at most `target`.
 

@@ -18,8 +18,11 @@ class Confused:
     share: float  # of the images of the true class
 
 
-def most_confused(matrix: Sequence[Sequence[int]], classes: Sequence[str], count: int) -> list[Confused]:
-    """The pairs of classes confused most, by their images; `matrix` has a row for each true class."""
+def most_confused(matrix: Sequence[Sequence[int]], classes: Sequence[str], count: int | None = None) -> list[Confused]:
+    """The pairs of classes confused most, by their images: all, or the first `count`.
+
+    `matrix` has a row for each true class.
+    """
     pairs = [
         Confused(classes[i], classes[j], images, images / sum(row))
         for i, row in enumerate(matrix)
