@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -33,6 +34,10 @@ AsJson = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=OUTPUT, help="Print only the result.")]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", rich_help_panel=OUTPUT, help="Write a page to look into, one HTML file."),
+]
 Device = Annotated[
     str | None,
     typer.Option(rich_help_panel=MACHINE, help="cpu, cuda, cuda:1 or mps; by default the first GPU, else the CPU."),
@@ -96,6 +101,18 @@ class GroupedHelp(TyperCommand):
         for title, records in sections.items():
             with formatter.section(title):
                 formatter.write_dl(records)
+
+
+def check_page(page: Path | None, *others: Path | None) -> None:
+    """Make sure, before any work, that `--html` can be written: DataError where it cannot, UsageError where the page
+    would replace one of the files that the command reads or writes."""
+    from fastcifar.system.files import check_writable
+
+    if page is None:
+        return
+    if page.resolve() in (other.resolve() for other in others if other is not None):
+        raise UsageError(f"--html {page} would replace a file that this command uses: give another name.")
+    check_writable(page)
 
 
 def document(command: str, device: str | None = None) -> dict[str, Any]:
