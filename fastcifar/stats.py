@@ -73,9 +73,9 @@ def time_ratio(a: Sequence[float], b: Sequence[float]) -> Comparison:
 
 def wilson_interval(hits: int, trials: int) -> Interval:
     """The 95 % confidence interval of a share that `hits` of `trials` (one or more) show (Wilson, 1927)."""
-    z2 = Z95**2
-    center = (hits + z2 / 2) / (trials + z2)
-    half = Z95 / (trials + z2) * math.sqrt(hits * (trials - hits) / trials + z2 / 4)
+    z = NORMAL.inv_cdf(0.975)
+    center = (hits + z**2 / 2) / (trials + z**2)
+    half = z / (trials + z**2) * math.sqrt(hits * (trials - hits) / trials + z**2 / 4)
     return center - half, center + half
 
 

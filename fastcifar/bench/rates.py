@@ -39,9 +39,9 @@ def leave_rate(record: Mapping[str, Any]) -> None:
     """
     if record["train_s"] < SHORTEST or (record["other_load"] or 0) > MAX_OTHER_LOAD:
         return
-    kind = [record[key] for key in ("device", "engine", "threads", "recipe")]
-    rate = Rate(*kind, flops_per_s=record["flops"] / record["train_s"], at=record["at"])
-    others = [each for each in kept_rates() if [each.device, each.engine, each.threads, each.recipe] != kind]
+    kind = record["device"], record["engine"], record["threads"], record["recipe"]
+    rate = Rate(*kind, record["flops"] / record["train_s"], record["at"])
+    others = [each for each in kept_rates() if (each.device, each.engine, each.threads, each.recipe) != kind]
     with suppress(DataError):
         write_text(home() / RATES, json.dumps([asdict(each) for each in (*others, rate)], indent=1) + "\n")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcifar.data.dataset import Dataset, holdout_split
+from fastcifar.data.dataset import Dataset
 from fastcifar.model.augment import AugmentSampler, augment
 from fastcifar.recipes.schema import Recipe
 from fastcifar.training.step import resolutions
@@ -15,9 +15,10 @@ def first_images(recipe: Recipe, dataset: Dataset, seed: int, count: int) -> tup
     """The first images of a run's first batch as they are stored, uint8 (count, 3, 32, 32), and augmented, uint8
     (count, 3, side, side).
 
-    They are those of a run on a CPU whose network is whitened; another device draws other numbers from the same seed.
+    `dataset` is the one that the run saw, without the images that the recipe holds out. The images are those of a run on
+    a CPU whose network is whitened; another device draws other numbers from the same seed.
     """
-    images = holdout_split(dataset, recipe.data.holdout).train.images
+    images = dataset.train.images
     generator = torch.Generator().manual_seed(seed)
     sampler = AugmentSampler(recipe.data, len(images), generator)
     torch.randperm(len(images), generator=generator)  # the sample that the whitening is set from
