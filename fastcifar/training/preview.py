@@ -15,8 +15,8 @@ def first_images(recipe: Recipe, dataset: Dataset, seed: int, count: int) -> tup
     """The first images of a run's first batch as they are stored, uint8 (count, 3, 32, 32), and augmented, uint8
     (count, 3, side, side).
 
-    `dataset` is the one that the run saw, without the images that the recipe holds out. The images are those of a run on
-    a CPU whose network is whitened; another device draws other numbers from the same seed.
+    `dataset` is the one that the run saw, without the images that the recipe holds out. The images are those of a run
+    on a CPU whose network is whitened; another device draws other numbers from the same seed.
     """
     images = dataset.train.images
     generator = torch.Generator().manual_seed(seed)
