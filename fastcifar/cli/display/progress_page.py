@@ -87,7 +87,7 @@ def epoch_plot(
         plot.line(group, each.points)
         for at, value in each.points if len(each.points) <= MOST_POINTS else ():
             tip = f"{each.name}: {value:.4g}{each.unit} after {at:g} epochs, {duration(seconds[at])}"
-            plot.point(group, (at, value), tip)
+            plot.point(group, (at, value), tip, "point" if len(each.points) > 1 else "mean")
     return (legend([each.name for each in series]) if len(series) > 1 else Markup("")) + inline(plot.svg)
 
 

@@ -39,7 +39,7 @@ from fastcifar.recipes.schema import Recipe
 from fastcifar.system.text import to_utf8
 from fastcifar.training.preview import first_images
 
-STRIP = 16  # images of the first batch
+STRIP = 12  # images of the first batch
 MOST_FILTERS = 256
 
 
