@@ -20,6 +20,7 @@ POWER = 0.8
 POINT = 0.01  # a percentage point, as a fraction
 FINEST = 0.05 * POINT  # the difference in accuracy that people look for: the records' own margin
 Pair = tuple[RunRecord, RunRecord]  # of two recipes, with the same seed, both with an accuracy
+Groups = dict[tuple[str, float], list[RunRecord]]  # by name and fraction
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,19 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Course:
+    """A comparison of accuracies pair by pair, in the order in which the pairs were complete."""
+
+    a: str
+    b: str
+    fraction: float
+    seeds: list[int]
+    differences: list[float]  # b minus a, of one
+    intervals: list[Interval]  # the anytime-valid confidence sequence after each pair
+    clear_after: int | None  # pairs after which it first excluded zero or lay within the margin
+
+
+@dataclass(frozen=True)
 class Report:
     """All recipes and comparisons."""
 
@@ -137,17 +151,50 @@ def summarize(
 
     Recipes are compared with the first one whose runs are as long.
     """
-    made = {(run.name, run.fraction) for run in runs}
-    fractions = sorted({run.fraction for run in runs}) or [1.0]
-    keys = [(n, f) for f in fractions for n in names if len(fractions) == 1 or (n, f) in made]
-    groups = {key: sorted((r for r in runs if (r.name, r.fraction) == key), key=lambda r: r.seed) for key in keys}
-    first = {fraction: name for name, fraction in reversed(keys)}
-    against = [(first[fraction], name, fraction) for name, fraction in keys if first[fraction] != name]
+    groups, against = contests(runs, names)
     comparisons = []
     for a, b, fraction in against:
         if pairs := paired(groups[a, fraction], groups[b, fraction]):
             comparisons.append(compare(pairs, margin, len(against)))
     return Report([summary(*key, group, target) for key, group in groups.items()], comparisons, target)
+
+
+def contests(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[Groups, list[tuple[str, str, float]]]:
+    """The runs by recipe and length, in the order of their seeds; and which recipes are compared: a, b, length."""
+    made = {(run.name, run.fraction) for run in runs}
+    fractions = sorted({run.fraction for run in runs}) or [1.0]
+    keys = [(n, f) for f in fractions for n in names if len(fractions) == 1 or (n, f) in made]
+    groups: Groups = {key: [] for key in keys}
+    for run in sorted(runs, key=lambda run: run.seed):
+        if (run.name, run.fraction) in groups:
+            groups[run.name, run.fraction].append(run)
+    first = {fraction: name for name, fraction in reversed(keys)}
+    return groups, [(first[fraction], name, fraction) for name, fraction in keys if first[fraction] != name]
+
+
+def courses(runs: Sequence[RunRecord], names: Sequence[str], margin: float) -> list[Course]:
+    """How each comparison of accuracies went, one for each of `summarize`; `margin` in percentage points."""
+    groups, against = contests(runs, names)
+    return [
+        course(pairs, margin, len(against))
+        for a, b, fraction in against
+        if (pairs := paired(groups[a, fraction], groups[b, fraction]))
+    ]
+
+
+def course(pairs: list[Pair], margin: float, comparisons: int) -> Course:
+    """How the comparison of at least one pair went."""
+    values = differences(pairs)
+    intervals = stats.confidence_sequence(values, LEVEL / comparisons)
+    clear = (n for n, each in enumerate(intervals, 1) if stats.verdict(each, margin * POINT) != "open")
+    first, second = pairs[0]
+    seeds = [run.seed for _, run in pairs]
+    return Course(first.name, second.name, first.fraction, seeds, values, intervals, next(clear, None))
+
+
+def differences(pairs: list[Pair]) -> list[float]:
+    """The accuracies of b minus those of a."""
+    return [y.accuracy - x.accuracy for x, y in pairs if x.accuracy is not None and y.accuracy is not None]
 
 
 def summary(name: str, fraction: float, runs: list[RunRecord], target: float | None) -> Summary:
@@ -208,7 +255,7 @@ def compare(pairs: list[Pair], margin: float | None, comparisons: int) -> Compar
     """The second recipe of at least one pair with the first. With a margin the interval is an anytime-valid confidence
     sequence (see `stats.confidence_sequence`), its level split among the comparisons."""
     first, second = pairs[0]
-    values = [y.accuracy - x.accuracy for x, y in pairs if x.accuracy is not None and y.accuracy is not None]
+    values = differences(pairs)
     difference = stats.paired_difference([0.0] * len(values), values)
     interval, p, clear = difference.ci95, difference.p, False
     if margin is not None:

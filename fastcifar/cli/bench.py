@@ -14,13 +14,15 @@ from fastcifar.cli.options import (
     DatasetName,
     Device,
     EngineNames,
+    Html,
     Quiet,
     Threads,
+    check_page,
     check_seed,
     check_target,
     open_session,
 )
-from fastcifar.cli.report import AsMarkdown, BenchTarget, Margin, Svg, UntilClear, report_runs, show_runs
+from fastcifar.cli.report import AsMarkdown, BenchTarget, Forms, Margin, Svg, UntilClear, report_runs, show_runs
 from fastcifar.errors import Interrupted, UsageError
 
 
@@ -40,6 +42,7 @@ def bench(
     report: Annotated[bool, typer.Option("--report", help="Train nothing, as `fastcifar report` does.")] = False,
     as_markdown: AsMarkdown = False,
     svg: Svg = None,
+    html: Html = None,
     dataset: DatasetName = "cifar10",
     device: Device = None,
     threads: Threads = None,
@@ -64,9 +67,11 @@ def bench(
 
     check_target(target)
     check_seed(seed + runs)
+    forms = Forms(as_markdown, svg, html, margin)
     if report:
         paths = [Path(file) for file in recipes]
-        return report_runs(paths, Screen(as_json, quiet), target, margin if until_clear else None, as_markdown, svg)
+        check_page(html, *paths)
+        return report_runs(paths, Screen(as_json, quiet), target, margin if until_clear else None, forms)
     from fastcifar.bench.distributed import here
     from fastcifar.bench.plan import BenchPlan, default_path, parse_contenders
     from fastcifar.bench.runner import run_bench
@@ -78,6 +83,7 @@ def bench(
         raise UsageError("As several ranks a bench needs --out, which all share, and --until-clear cannot be.")
     if svg is not None:
         check_writable(svg)
+    check_page(html if ranks.first else None, out)
     screen = Screen(as_json and ranks.first, quiet or not ranks.first)
     contenders, engine_names = parse_contenders(recipes, settings or [], engine or [])
     session = open_session(screen, device or ranks.device(), threads or ranks.threads())
@@ -97,4 +103,4 @@ def bench(
         raise Interrupted(f"Interrupted; {len(kept)} runs are kept in {path}: the same command resumes.") from None
     if not ranks.first:
         return errors.OK
-    return show_runs(screen, finished, plan.report(finished), session.device_name, as_markdown, svg)
+    return show_runs(screen, finished, list(plan.recipes), plan.report(finished), session.device_name, forms)

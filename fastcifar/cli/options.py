@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -110,7 +111,7 @@ def check_page(page: Path | None, *others: Path | None) -> None:
 
     if page is None:
         return
-    if page.resolve() in (other.resolve() for other in others if other is not None):
+    if realpath(page) in (realpath(other) for other in others if other is not None):
         raise UsageError(f"--html {page} would replace a file that this command uses: give another name.")
     check_writable(page)
 

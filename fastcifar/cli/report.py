@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fastcifar import errors
-from fastcifar.cli.options import AsJson, Quiet, check_target, document
+from fastcifar.cli.options import AsJson, Html, Quiet, check_page, check_target, document
 from fastcifar.cli.profile import By, Depth, Sort, Top
 from fastcifar.errors import DataError
 
@@ -31,6 +32,16 @@ AsMarkdown = Annotated[bool, typer.Option("--markdown", help="Print the report a
 Svg = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a scatter plot of all runs.")]
 
 
+@dataclass(frozen=True)
+class Forms:
+    """What is made of a report of runs besides the terminal's: Markdown in its place, a picture, a page."""
+
+    markdown: bool = False
+    svg: Path | None = None
+    html: Path | None = None
+    margin: float = 0.1  # of equivalence, percentage points
+
+
 def report(
     paths: Annotated[
         list[Path], typer.Argument(help="Results files and run folders, pooled; or one file of `profile --json`.")
@@ -42,6 +53,7 @@ def report(
     margin: Margin = 0.1,
     as_markdown: AsMarkdown = False,
     svg: Svg = None,
+    html: Html = None,
     by: By = "layer",
     sort: Sort = "network",
     top: Top = 0,
@@ -53,13 +65,16 @@ def report(
 
     Example: fastcifar report runs.jsonl more.jsonl --markdown
     """
+    from fastcifar.bench.results import RECORD
     from fastcifar.cli.display.screen import Screen
 
     check_target(target)
     screen = Screen(as_json, quiet)
+    check_page(html, *paths, *(path / RECORD for path in paths))
     stored = stored_document(paths[0]) if len(paths) == 1 and not as_markdown and svg is None else None
     if stored is None:
-        return report_runs(paths, screen, target, margin if until_clear else None, as_markdown, svg)
+        forms = Forms(as_markdown, svg, html, margin)
+        return report_runs(paths, screen, target, margin if until_clear else None, forms)
     with explain_damage(paths[0], stored["command"]):
         if stored["command"] == "profile":
             from fastcifar.cli.display.profile import report_from_document
@@ -69,6 +84,12 @@ def report(
             from fastcifar.cli.display.training import summary_from_document
 
             shown = summary_from_document(stored)
+    if html is not None:
+        from fastcifar.cli.display.html import write_page
+        from fastcifar.cli.display.stored_page import stored_page
+
+        with explain_damage(paths[0], stored["command"]):
+            write_page(html, stored_page(stored, shown))
     screen.result(shown, stored)
     if stored["command"] == "profile":
         return errors.OK
@@ -87,31 +108,37 @@ def explain_damage(path: Path, command: str) -> Iterator[None]:
         raise DataError(f"{path} is no whole document of `{command}`: a value in it is of the wrong kind.") from None
 
 
-def report_runs(
-    paths: list[Path], screen: Screen, target: float | None, margin: float | None, as_markdown: bool, svg: Path | None
-) -> int:
-    """Report on the runs of results files and run folders; returns the exit code."""
+def report_runs(paths: list[Path], screen: Screen, target: float | None, margin: float | None, forms: Forms) -> int:
+    """Report on the runs of results files and run folders; returns the exit code.
+
+    With a `margin` (percentage points) accuracies are judged by the anytime-valid confidence sequence.
+    """
     from fastcifar.bench.report import summarize
     from fastcifar.bench.results import load, merge
 
     pool = merge([load(path) for path in paths])
-    summarized = summarize(pool.runs, list(pool.recipes), target, margin)
-    return show_runs(screen, pool.runs, summarized, pool.device, as_markdown, svg)
+    names = list(pool.recipes)
+    return show_runs(screen, pool.runs, names, summarize(pool.runs, names, target, margin), pool.device, forms)
 
 
 def show_runs(
-    screen: Screen, runs: list[RunRecord], summarized: Report, device: str | None, as_markdown: bool, svg: Path | None
+    screen: Screen, runs: list[RunRecord], names: list[str], summarized: Report, device: str | None, forms: Forms
 ) -> int:
-    """Show the report of a bench; returns the exit code."""
+    """Show the report of a bench of the recipes of these names; returns the exit code."""
     from fastcifar.cli.display.bench import markdown, screen_report
 
-    if svg is not None:
+    result = {**document("bench", device), "runs": [run.document() for run in runs], **summarized.document()}
+    if forms.svg is not None:
         from fastcifar.cli.display.svg import scatter
         from fastcifar.system.files import write_text
 
-        write_text(svg, scatter(runs, summarized))
-    result = {**document("bench", device), "runs": [run.document() for run in runs], **summarized.document()}
-    screen.result(markdown(summarized) if as_markdown else screen_report(summarized), result)
+        write_text(forms.svg, scatter(runs, summarized))
+    if forms.html is not None:
+        from fastcifar.cli.display.bench_page import bench_page
+        from fastcifar.cli.display.html import write_page
+
+        write_page(forms.html, bench_page(runs, names, summarized, forms.margin, result))
+    screen.result(markdown(summarized) if forms.markdown else screen_report(summarized), result)
     return errors.TARGET_MISSED if summarized.missed else errors.OK
 
 
