@@ -162,7 +162,7 @@ def mistakes_part(found: Evaluated) -> list[Part]:
     rows: list[int] = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES].tolist()
     shown = [mistake(found, row) for row in rows]
     surest, p = found.likeliest(rows[0])[0]
-    title = f"The surest mistake: {surest}, {100 * p:.1f} %"
+    title = f"The surest mistake: {found.classes[int(found.labels[rows[0]])]} taken for {surest} with {100 * p:.1f} %"
     note = (
         f"The {len(rows)} of {len(wrong):,} mistakes whose wrong class had the highest probability: in bold the label, "
         "below it the classes that the network found likeliest. Sometimes the label is what is wrong."

@@ -117,6 +117,7 @@ def rates_part(recipe: Recipe) -> Part:
     if recipe.optimizer.factory:
         return Part("The learning rates are those of the recipe's own optimizer", Markup(""))
     curves: dict[tuple[Point, ...], list[str]] = {}
+    frozen = []
     epochs = recipe.training.epochs
     for name in Optimizer.__dataclass_fields__:
         group = getattr(recipe.optimizer, name)
@@ -126,6 +127,8 @@ def rates_part(recipe: Recipe) -> Part:
         peak = max(value for _, value in corners)
         if group.lr * peak == 0:
             continue
+        stop = min((at for at, value in corners if not any(later for x, later in corners if x >= at)), default=1.0)
+        frozen += [f"{name} for {epochs * stop:.3g}"] if stop < 1 else []
         shares = tuple((epochs * at, 100 * value / peak) for at, value in corners)
         curves.setdefault(shares, []).append(f"{name} (peak {group.lr * peak:.4g})")
     if not curves:
@@ -134,11 +137,12 @@ def rates_part(recipe: Recipe) -> Part:
     names = [", ".join(groups) for groups in curves.values()]
     for number, (points, name) in enumerate(zip(curves, names, strict=True)):
         plot.line(plot.group(number), points, name)
-    shape = (
-        "One schedule moves all learning rates" if len(curves) == 1 else f"{len(curves)} schedules of learning rates"
-    )
+    schedules = "one schedule" if len(curves) == 1 else f"{len(curves)} schedules"
+    title = f"The learning rates follow {schedules} over {epochs:g} epochs"
+    if frozen:
+        title = f"Of {epochs:g} epochs, {' and '.join(frozen)} only are trained"
     note = "From the schedules of the recipe: each learning rate as a share of its peak, which the legend gives."
-    return Part(shape, legend(names) + inline(plot.svg), note)
+    return Part(title, legend(names) + inline(plot.svg), note)
 
 
 def sides_part(recipe: Recipe) -> Part:

@@ -120,8 +120,8 @@ def read_run(path: Path) -> Run:
         raise DataError(f"{file} is no record of `fastcifar train`.")
     run = Run(record)
     for part, find in (
-        ("curves of the learning rates, the image size and the recipe", find_recipe),
         ("filters", find_checkpoint),
+        ("curves of the learning rates, the image size and the recipe", find_recipe),
         ("augmented images, and images beside the mistakes", find_dataset),
         ("confusion matrix, the accuracy by class and the mistakes", find_evaluation),
     ):
@@ -133,10 +133,11 @@ def read_run(path: Path) -> Run:
 
 
 def find_recipe(run: Run, file: Path) -> None:
-    """The recipe that the record holds; raises DataError where this version cannot express it."""
-    if "settings" not in run.record:
-        raise DataError("this run was made by a version that did not keep its recipe beside the result.")
-    run.recipe = stored_recipe(run.record["settings"], str(file))
+    """The recipe in the record or the checkpoint; raises DataError where this version cannot express it."""
+    settings = run.record.get("settings") or (run.checkpoint or {}).get("recipe")
+    if settings is None:
+        raise DataError(f"neither {file} nor a checkpoint beside it holds the run's recipe.")
+    run.recipe = stored_recipe(settings, str(file))
 
 
 def find_checkpoint(run: Run, file: Path) -> None:
