@@ -121,8 +121,13 @@ def odd(tmp_path_factory: pytest.TempPathFactory, compiled: Path) -> tuple[Path,
     return root, root / "run"
 
 
-def test_the_page_of_a_run_holds_its_figures(trained: Path, call: Call) -> None:
-    page = whole(run_page(trained))
+@pytest.fixture(scope="module")
+def page(trained: Path) -> Page:
+    """The page of a short run on the embedded images."""
+    return whole(run_page(trained))
+
+
+def test_the_page_of_a_run_holds_its_figures(page: Page, trained: Path, call: Call) -> None:
     record = json.loads((trained / "run.json").read_text())
     judged = call("eval", trained, "--json", "--per-class", "--confusion").document
     assert {key: page.data[key] for key in record} == record
@@ -138,8 +143,7 @@ def test_the_page_of_a_run_holds_its_figures(trained: Path, call: Call) -> None:
     assert all(re.search(rf": {count:,} of 200 images", page.text) for count in counts), "a tip a cell"
 
 
-def test_the_surest_mistakes_are_the_images_that_they_are_said_to_be(trained: Path) -> None:
-    page = whole(run_page(trained))
+def test_the_surest_mistakes_are_the_images_that_they_are_said_to_be(page: Page, trained: Path) -> None:
     shown = page.images("image ")
     test = load_dataset("shapes").test
     assert len(shown) == 24
@@ -158,8 +162,7 @@ def test_the_surest_mistakes_are_the_images_that_they_are_said_to_be(trained: Pa
     assert " ".join([classes[int(test.labels[rows[0]])], *figures]) in page.text
 
 
-def test_the_filters_and_the_augmented_images(trained: Path) -> None:
-    page = whole(run_page(trained))
+def test_the_filters_and_the_augmented_images(page: Page, trained: Path) -> None:
     filters = page.images("filter ")
     assert len(filters) == 24 and pixels(filters[0]).shape == (3, 2, 2)
     weight = torch.load(trained / "checkpoint.pt", weights_only=True)["weights"]["whiten.weight"][0].float()
@@ -282,7 +285,7 @@ def test_eval_of_images_without_labels(trained: Path, call: Call) -> None:
     assert page.has("least certain answer") and not page.has("taken for .*images$")
 
 
-@pytest.mark.parametrize("page", [".", "nowhere/page.html"])
-def test_a_page_that_cannot_be_written_is_refused_first(page: str, call: Call) -> None:
-    done = call("eval", "no-checkpoint", "--html", page)
+@pytest.mark.parametrize("path", [".", "nowhere/page.html"])
+def test_a_page_that_cannot_be_written_is_refused_first(path: str, call: Call) -> None:
+    done = call("eval", "no-checkpoint", "--html", path)
     assert done.code == 3 and "cannot be written" in done.err, "before the checkpoint is looked for"
