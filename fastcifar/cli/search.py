@@ -13,9 +13,11 @@ from fastcifar.cli.options import (
     DatasetName,
     Device,
     EngineName,
+    Html,
     Quiet,
     Settings,
     Threads,
+    check_page,
     check_seed,
     document,
     open_session,
@@ -40,6 +42,7 @@ def search(
     threads: Threads = None,
     engine: EngineName = None,
     settings: Settings = None,
+    html: Html = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -56,6 +59,7 @@ def search(
     check_seed(seed)
     if here().size > 1:
         raise UsageError("`search` is one process: under torchrun or srun use `fastcifar bench`.")
+    check_page(html, out, candidates)
     screen = Screen(as_json, quiet)
     recipes = load_candidates(candidates, load_recipe(recipe, *settings or ()))
     session = open_session(screen, device, threads)
@@ -76,4 +80,9 @@ def search(
         "rungs": [rung.document() for rung in plan.rungs(finished)],
         "remark": remark(plan, finished),
     }
+    if html is not None:
+        from fastcifar.cli.display.html import write_page
+        from fastcifar.cli.display.search_page import search_page
+
+        write_page(html, search_page(plan, finished, session.device_name, result))
     screen.result(search_report(plan, finished), result)

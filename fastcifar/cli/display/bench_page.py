@@ -24,7 +24,7 @@ from fastcifar.cli.display.bench import (
     spread,
 )
 from fastcifar.cli.display.bench_pictures import (
-    course_part,
+    courses_part,
     differences_part,
     drift_part,
     listed,
@@ -34,8 +34,6 @@ from fastcifar.cli.display.bench_pictures import (
 )
 from fastcifar.cli.display.html import Cell, Part, page, paragraphs, table
 from fastcifar.stats import Estimate, Interval
-
-MOST_COURSES = 6  # pictures of how an interval narrowed
 
 
 def bench_page(
@@ -50,12 +48,8 @@ def bench_page(
         parts.append(spread_part(runs, report))
     found = courses(runs, names, margin)
     if found:
-        parts.append(differences_part(report.comparisons, found))
-        parts += [course_part(each, margin) for each in found[:MOST_COURSES]]
-        if len(found) > MOST_COURSES:
-            last = parts[-1]
-            more = f" The other {len(found) - MOST_COURSES} comparisons are not drawn."
-            parts[-1] = Part(last.title, last.body, last.note + more)
+        parts.append(differences_part(report, found))
+        parts.append(courses_part(report, found, margin))
     if len({run.at for run in runs}) > 1:
         parts.append(drift_part(runs, report))
     kept = {key: value for key, value in data.items() if key != "runs"}
@@ -106,7 +100,7 @@ def subtitle(runs: Sequence[RunRecord], report: Report) -> str:
     seeds = [run.seed for run in runs]
     which = f", seeds {min(seeds)} to {max(seeds)}" if seeds else ""
     where = "; ".join(map(str, report.machines)) or "an unknown machine"
-    return f"{len(runs)} runs of {listed([name_of(one) for one in report.recipes], 8)}{which}; on {where}."
+    return f"{len(runs):,} runs of {listed([name_of(one) for one in report.recipes], 8)}{which}; on {where}."
 
 
 def summary_part(report: Report) -> Part:
@@ -126,7 +120,9 @@ def summary_part(report: Report) -> Part:
 def recipes_table(report: Report) -> Markup:
     """A row a recipe and machine."""
     target = [] if report.target is None else [f"p(< {report.target:g} %)"]
-    columns = ["recipe", "runs", "accuracy, %", "at least, %", "std", "train time, s", "std", "FLOPs", *target]
+    columns = ["recipe", "runs", "accuracy, %", "at least, %", "std", "train time, s", "std"]
+    flops = any(one.flops is not None for one in report.recipes)
+    columns += [*(["FLOPs"] if flops else []), *target]
     several = len(report.machines) > 1
     rows: list[list[Cell]] = []
     for one in report.recipes:
@@ -137,7 +133,7 @@ def recipes_table(report: Report) -> Markup:
             row += [estimate_cell(points, one.accuracy), estimate_cell(lower_bound, one.accuracy)]
             row += [(spread(one.accuracy, POINT), one.accuracy.std if one.accuracy else None)]
             row += [estimate_cell(seconds, timed), (spread(timed, 1), timed.std if timed else None)]
-            row += [(flops_figure(one.flops), one.flops)]
+            row += [(flops_figure(one.flops), one.flops)] if flops else []
             row += [(probability(one.p_target), one.p_target)] if target else []
             row += [f"{each.machine or ''}, {each.engine or ''}" if each else ""] if several else []
             rows.append(row)

@@ -11,13 +11,14 @@ from typing import TypeVar
 from markupsafe import Markup
 
 from fastcifar.bench.records import RunRecord
-from fastcifar.bench.report import POINT, Comparison, Course, Report, Summary, label
+from fastcifar.bench.report import POINT, Course, Report, Summary, label
 from fastcifar.cli.display.bench import between, figure, points, seconds, spread
 from fastcifar.cli.display.chart import Plot
-from fastcifar.cli.display.html import Part, inline, legend
+from fastcifar.cli.display.html import Part, inline, legend, pictures
 
 MOST_POINTS = 2000  # in one picture; of more runs every n-th is drawn
 MOST_STEPS = 400  # of a line
+MOST_COURSES = 6  # pictures of how an interval narrowed
 BINS = 40  # of a histogram, across the picture
 HOUR, DAY = 3600.0, 86400.0
 
@@ -31,7 +32,8 @@ def name_of(one: Summary) -> str:
 
 def listed(names: Sequence[str], most: int = 4) -> str:
     """The first names, and how many others there are."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most} others" if len(names) > most else "")
+    left = len(names) - most
+    return ", ".join(names[:most]) + (f" and {left} other{'s' * (left > 1)}" if left > 0 else "")
 
 
 def thin(items: Sequence[Item], most: int) -> tuple[Sequence[Item], str]:
@@ -73,7 +75,7 @@ def runs_part(runs: Sequence[RunRecord], report: Report) -> Part:
                 plot.point(group, (run.train_s or 0.0, 100 * (run.accuracy or 0.0)), run_words(run))
         draw_means(plot, i, one)
     gone = sum(one.diverged for one in report.recipes)
-    missing = f" {gone} runs that diverged or failed are not drawn." if gone else ""
+    missing = f" Not drawn: {gone} that diverged or failed." if gone else ""
     title = "Every run: its train time and its accuracy"
     if len(report.comparisons) == 1 and (ratio := report.comparisons[0].time_ratio) is not None:
         each = report.comparisons[0]
@@ -110,7 +112,7 @@ def spread_part(runs: Sequence[RunRecord], report: Report) -> Part:
     }
     ends = [100 * run.accuracy for group in values.values() for run in group if run.accuracy is not None]
     names = [name_of(one) for one in report.recipes]
-    plot = Plot("Accuracies by recipe", ("accuracy, %", ends), height=80 + 84.0 * len(names), rows=names)
+    plot = Plot("Accuracies by recipe", ("accuracy, %", ends), height=70 + 90.0 * len(names), rows=names)
     said = ""
     for i, one in enumerate(report.recipes):
         made = values[one.name, one.fraction]
@@ -137,7 +139,7 @@ def draw_histogram(plot: Plot, row: int, runs: Sequence[RunRecord]) -> None:
     counts = Counter(int((100 * run.accuracy - plot.x.low) / width) for run in runs if run.accuracy is not None)
     group = plot.group(row)
     for place, count in sorted(counts.items()):
-        left, top = plot.x.low + place * width, row - 0.42 * count / max(counts.values())
+        left, top = plot.x.low + place * width, row - 0.3 * count / max(counts.values())
         words = f"{count} runs of {left:.2f} to {left + width:.2f} %"
         plot.line(group, [(left, row), (left, top), (left + width, top), (left + width, row)], words, "bar")
 
@@ -148,24 +150,24 @@ def draw_row_mean(plot: Plot, row: int, one: Summary) -> None:
         return
     group, words = plot.group(row), f"{name_of(one)}, mean: {points(one.accuracy)} %"
     if one.accuracy.ci95:
-        plot.line(group, [(100 * end, row + 0.02) for end in one.accuracy.ci95], words)
-    plot.point(group, (100 * one.accuracy.mean, row + 0.02), words, "mean")
+        plot.line(group, [(100 * end, row + 0.04) for end in one.accuracy.ci95], words)
+    plot.point(group, (100 * one.accuracy.mean, row + 0.04), words, "mean")
 
 
-def differences_part(comparisons: Sequence[Comparison], found: Sequence[Course]) -> Part:
+def differences_part(report: Report, found: Sequence[Course]) -> Part:
     """The differences in accuracy with the same seed: a row a comparison."""
     names = [f"{label(each.b, each.fraction)} − {label(each.a, each.fraction)}" for each in found]
     values = [100 * value for each in found for value in each.differences]
     words = "Differences in accuracy by seed"
     plot = Plot(
-        words, ("difference in accuracy, percentage points", [0.0, *values]), height=80 + 70.0 * len(found), rows=names
+        words, ("difference in accuracy, percentage points", [0.0, *values]), height=70 + 80.0 * len(found), rows=names
     )
     plot.upright(0.0, "no difference", "zero")
     said = ""
-    for i, (each, compared) in enumerate(zip(found, comparisons, strict=True)):
+    for i, (each, compared) in enumerate(zip(found, report.comparisons, strict=True)):
         drawn, left_out = thin(list(zip(each.seeds, each.differences, strict=True)), MOST_POINTS // len(found))
         said = left_out or said
-        group = plot.group(i)
+        group = plot.group(series_of(report, each))
         for seed, value in drawn:
             jitter = 0.1 + 0.25 * (seed * 0.618034 % 1)
             plot.point(group, (100 * value, i + jitter), f"{names[i]}, seed {seed}: {100 * value:+.2f} points")
@@ -174,55 +176,81 @@ def differences_part(comparisons: Sequence[Comparison], found: Sequence[Course])
         if interval:
             plot.line(group, [(100 * end, i - 0.1) for end in interval], words)
         plot.point(group, (mean, i - 0.1), words, "mean")
-    ahead = sum(value > 0 for value in found[0].differences)
+    ahead = [f"{label(one.b, one.fraction)} {ahead_of(one)}" for one in found]
     return Part(
-        f"{label(found[0].b, found[0].fraction)} is ahead of {label(found[0].a, found[0].fraction)} with {ahead} of "
-        f"{len(found[0].differences)} seeds",
+        f"Ahead of {label(found[0].a, found[0].fraction)} with the same seed: {listed(ahead)}",
         inline(plot.svg),
         "A point is the difference of two runs with the same seed; above them the mean with its 95 % interval "
-        f"({'anytime-valid' if comparisons[0].sequential else 'paired t'}).{said}",
+        f"({'anytime-valid' if report.comparisons[0].sequential else 'paired t'}).{said}",
     )
 
 
-def course_part(each: Course, margin: float) -> Part:
-    """How the anytime-valid interval of a difference narrowed, and where it was clear."""
+def ahead_of(course: Course) -> str:
+    """With how many seeds b was the more accurate."""
+    return f"in {sum(value > 0 for value in course.differences)} of {len(course.differences)}"
+
+
+def courses_part(report: Report, found: Sequence[Course], margin: float) -> Part:
+    """How the anytime-valid intervals of the differences narrowed, and where they were clear."""
+    clear = [each.clear_after for each in found if each.clear_after is not None]
+    if len(clear) < len(found):
+        title = f"{len(clear)} of {len(found)} comparisons are clear: --until-clear goes on"
+    else:
+        title = f"Clear after {max(clear)} of {len(found[0].seeds)} seeds: there --until-clear stops"
+    left_out = len(found) - MOST_COURSES
+    return Part(
+        title,
+        pictures(
+            [(course_title(one), course_picture(one, margin, series_of(report, one))) for one in found[:MOST_COURSES]]
+        ),
+        "The difference's anytime-valid 95 % confidence sequence, whose level is split among the comparisons: one may "
+        f"look after every seed. It is clear when it excludes zero or lies within ±{margin:g} points (dashed); a bench "
+        "with --until-clear stops when all are." + (f" The other {left_out} are not drawn." if left_out > 0 else ""),
+    )
+
+
+def series_of(report: Report, course: Course) -> int:
+    """The series, and so the colour, of the recipe that is compared."""
+    keys = [(one.name, one.fraction) for one in report.recipes]
+    return keys.index((course.b, course.fraction))
+
+
+def course_title(each: Course) -> str:
+    """What a comparison came to."""
     b, a, count = label(each.b, each.fraction), label(each.a, each.fraction), len(each.seeds)
     if each.clear_after is None:
-        title = f"{b} against {a} is not clear after {count} seeds: --until-clear goes on"
-    else:
-        title = f"{b} against {a} was clear after {each.clear_after} of {count} seeds: --until-clear stops there"
-    steps = [(n, *each.intervals[n - 1]) for n in range(1, count + 1) if math.isfinite(each.intervals[n - 1][0])]
+        return f"{b} against {a}: not clear after {count} seeds"
+    return f"{b} against {a}: clear after {each.clear_after} of {count} seeds"
+
+
+def course_picture(each: Course, margin: float, series: int) -> Markup:
+    """The interval after each seed as a band; nothing before it is finite, cut off where it is very wide."""
+    count = len(each.seeds)
+    steps = [(n, 100 * low, 100 * high) for n, (low, high) in enumerate(each.intervals, 1) if math.isfinite(high - low)]
     if not steps:
-        return Part(title, Markup(""), "No finite interval yet: it takes a few more seeds.")
-    low, high = (100 * end for end in steps[-1][1:])
+        return Markup("<p>No finite interval yet: it takes a few more seeds.</p>")
+    _, low, high = steps[-1]
     reach = 5 * max(high - low, 0.01)
     floor, ceiling = min(0.0, low) - reach, max(0.0, high) + reach
-    shown, _ = thin(steps, MOST_STEPS)
-    shown = [*shown, steps[-1]]
-    lows = [(float(n), max(floor, 100 * below)) for n, below, _ in shown]
-    highs = [(float(n), min(ceiling, 100 * above)) for n, _, above in shown]
-    reached = [end for _, end in [*lows, *highs]]
-    plot = Plot(title, ("seeds", [0.0, float(count)]), ("difference, percentage points", [0.0, *reached]), height=300)
+    shown = [*thin(steps, MOST_STEPS)[0], steps[-1]]
+    lows = [(float(n), max(floor, below)) for n, below, _ in shown]
+    highs = [(float(n), min(ceiling, above)) for n, _, above in shown]
+    reached = [0.0, *(end for _, end in [*lows, *highs])]
+    plot = Plot(course_title(each), ("seeds", [0.0, float(count)]), ("difference, points", reached), height=300)
     plot.level(0.0, "no difference", "zero")
     for end in (-margin, margin):
         plot.level(end, f"equivalence margin: {end:+g} points")
-    group = plot.group(0)
+    group = plot.group(series)
     plot.band(group, lows, highs)
-    for line in (lows, highs):
-        plot.line(group, line)
+    plot.line(group, lows)
+    plot.line(group, highs)
     for n, below, above in shown:
-        if floor < 100 * below and 100 * above < ceiling:
-            words = f"after {n} seeds: {100 * below:+.3f} to {100 * above:+.3f} points"
-            plot.line(group, [(float(n), 100 * below), (float(n), 100 * above)], words, "mark sense")
+        if floor < below and above < ceiling:
+            words = f"after {n} seeds: {below:+.3f} to {above:+.3f} points"
+            plot.line(group, [(float(n), below), (float(n), above)], words, "mark sense")
     if each.clear_after is not None:
         plot.upright(float(each.clear_after), f"clear after {each.clear_after} seeds")
-    return Part(
-        title,
-        inline(plot.svg),
-        "The anytime-valid 95 % confidence sequence, whose level is split among the comparisons: one may look after "
-        f"every seed. It is clear when it excludes zero or lies within ±{margin:g} points (dashed). A bench stops when "
-        "all comparisons are clear.",
-    )
+    return inline(plot.svg)
 
 
 def drift_part(runs: Sequence[RunRecord], report: Report) -> Part:
@@ -244,7 +272,7 @@ def drift_part(runs: Sequence[RunRecord], report: Report) -> Part:
     began = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(start))
     x = (f"{name} since {began}", [at for _, at, _ in placed])
     plot = Plot(
-        "Train times over the day", x, ("train time over its mean, %", [0.0, *(far for *_, far in placed)]), height=300
+        "Train times over the day", x, ("time over its mean, %", [0.0, *(far for *_, far in placed)]), height=300
     )
     plot.level(0.0, "the mean of each recipe", "zero")
     for i, one in enumerate(report.recipes):
@@ -254,7 +282,7 @@ def drift_part(runs: Sequence[RunRecord], report: Report) -> Part:
                 plot.point(group, (at, far), f"{run_words(run)}\n{far:+.1f} % from the mean")
     changes = [f"{name_of(one)} {100 * one.drift:+.0f} %" for one in report.recipes if one.drift is not None]
     left_out = sum(one.left_out for one in report.recipes)
-    without = f" {left_out} runs are left out, as others used the processors meanwhile." if left_out else ""
+    without = f" Left out: {left_out} beside which others used the processors." if left_out else ""
     return Part(
         f"Train times drifted from first to last: {listed(changes)}"
         if changes

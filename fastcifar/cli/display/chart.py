@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-TICKS = 5
-WIDTH = 800  # pixels of a plot; it scales to the page
-FRAME = (64, 12, 16, 46)  # left, top, right, bottom of a plot's inner part, pixels
+TICKS = 7  # at most, on an axis
+WIDTH = 640  # pixels of a plot; it scales to the page
+LETTERS = 50  # of the name of a row
+FRAME = (72, 12, 16, 58)  # left, top, right, bottom of a plot's inner part, pixels
 
 Element = ElementTree.Element
 Point = tuple[float, float]  # in the units of the axes
@@ -73,10 +74,10 @@ class Plot:
     ) -> None:
         """`x` and `y`: what an axis is called, with its unit, and values that it has to hold."""
         left, top, right, bottom = FRAME
-        left = max(left, min(260, 16 + 7 * max(map(len, rows), default=0)))
+        left = 12 if rows else left
         self.box = (float(left), float(top), float(WIDTH - right), float(height - bottom))  # left, top, right, bottom
         self.x = axis(x[1], self.box[0], self.box[2])
-        self.y = Axis(-0.6, len(rows) - 0.4, self.box[1], self.box[3]) if rows else axis(y[1], self.box[3], self.box[1])
+        self.y = Axis(-0.7, len(rows) - 0.6, self.box[1], self.box[3]) if rows else axis(y[1], self.box[3], self.box[1])
         self.svg = Element(
             "svg", {"viewBox": f"0 0 {WIDTH} {height:g}", "class": "plot", "role": "img", "aria-label": words}
         )
@@ -101,7 +102,7 @@ class Plot:
         for value in self.x.ticks():
             at = self.x.place(value)
             draw(ticks, "line", {"class": "grid", "x1": at, "x2": at, "y1": self.box[1], "y2": self.box[3]})
-            place: dict[str, str | float] = {"x": at, "y": self.box[3] + 18, "text-anchor": "middle"}
+            place: dict[str, str | float] = {"x": at, "y": self.box[3] + 20, "text-anchor": "middle"}
             draw(ticks, "text", {"class": "faint", **place}, f"{value:.6g}")
 
     def grid_across(self, ticks: Element) -> None:
@@ -113,18 +114,17 @@ class Plot:
             draw(ticks, "text", {"class": "faint", **place}, f"{value:.6g}")
 
     def name_rows(self, ticks: Element, rows: Sequence[str]) -> None:
-        """The names beside the rows, shortened to the room there is."""
-        letters = int((self.box[0] - 12) / 7)
+        """The names above the rows, shortened to the room there is on a phone."""
         for i, name in enumerate(rows):
-            shown = name if len(name) <= letters else f"{name[: letters - 1]}…"
-            text = draw(ticks, "text", {"x": self.box[0] - 8, "y": self.y.place(i) + 4, "text-anchor": "end"}, shown)
+            shown = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
+            text = draw(ticks, "text", {"class": "row", "x": self.box[0], "y": self.y.place(i - 0.4)}, shown)
             if shown != name:
                 draw(text, "title", text=name)
 
     def name_axes(self, x: str, y: str) -> None:
         """What is on the axes, with units."""
         across, down = (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
-        draw(self.svg, "text", {"x": across, "y": self.box[3] + 38, "text-anchor": "middle"}, x)
+        draw(self.svg, "text", {"x": across, "y": self.box[3] + 46, "text-anchor": "middle"}, x)
         if y:
             upright = f"translate(16 {down:g}) rotate(-90)"
             draw(self.svg, "text", {"transform": upright, "text-anchor": "middle"}, y)

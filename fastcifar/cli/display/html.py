@@ -95,15 +95,25 @@ def paragraphs(sentences: Sequence[str]) -> Markup:
     return Markup('<ul class="sentences">\n{}</ul>\n').format(items)
 
 
-def legend(names: Sequence[str]) -> Markup:
-    """The names of a picture's series beside their colours; the page's script hides a series by a click on it."""
-    keys = [Markup('<li class="s{}" data-series="{}">{}</li>').format(i % SERIES, i, n) for i, n in enumerate(names)]
+def legend(names: Sequence[str], series: Sequence[int] | None = None) -> Markup:
+    """The names of a picture's series beside their colours; the page's script hides a series by a click on it.
+
+    `series` are their numbers, by default 0, 1, 2…
+    """
+    numbered = zip(range(len(names)) if series is None else series, names, strict=True)
+    keys = [Markup('<li class="s{}" data-series="{}">{}</li>').format(i % SERIES, i, name) for i, name in numbered]
     return Markup('<ul class="legend">{}</ul>\n').format(Markup("").join(keys))
 
 
 def inline(svg: ElementTree.Element) -> Markup:
     """A picture as a part of a page; ElementTree escapes its texts."""
     return Markup('<div class="picture">{}</div>\n').format(Markup(ElementTree.tostring(svg, encoding="unicode")))
+
+
+def pictures(titled: Sequence[tuple[str, Markup]]) -> Markup:
+    """Pictures with their titles, side by side where there is room."""
+    each = [Markup("<div><h3>{}</h3>{}</div>\n").format(title, picture) for title, picture in titled]
+    return Markup('<div class="pictures">\n{}</div>\n').format(Markup("").join(each))
 
 
 def json_block(data: Mapping[str, Any]) -> Markup:

@@ -114,7 +114,7 @@ document.querySelectorAll(".legend li[data-series]").forEach(prepareKey);
 
 // Round values across low..high, as `Axis.ticks` in chart.py.
 function ticks(low, high) {
-  const rough = (high - low) / 5;
+  const rough = (high - low) / 7;
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough * (1 - 1e-9)) ?? 10 * power;
   const found = [];
@@ -152,7 +152,7 @@ function preparePlot(svg) {
     for (const tick of ticks(value("x", view.x[0]), value("x", view.x[1]))) {
       const at = left + sx * (axisPixel("x", tick) - view.x[0]);
       drawn(grid, "line", { class: "grid", x1: at, x2: at, y1: top, y2: bottom });
-      drawn(grid, "text", { class: "faint", x: at, y: bottom + 18, "text-anchor": "middle" }, String(tick));
+      drawn(grid, "text", { class: "faint", x: at, y: bottom + 20, "text-anchor": "middle" }, String(tick));
     }
     for (const tick of ticks(value("y", view.y[0]), value("y", view.y[1]))) {
       const at = bottom + sy * (axisPixel("y", tick) - view.y[0]);

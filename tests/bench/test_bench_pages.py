@@ -1,0 +1,293 @@
+"""`--html` of bench, report and search: real command lines on real results files, and the pages in a browser."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from bench_helpers import FIXTURES, SMALL, benched, header, run, write
+from browser import Browser, needs_chromium
+from conftest import Call
+from page_checks import Parsed, check_page
+from test_search import prepared, simulate
+
+from fastcifar import stats
+from fastcifar.bench.report import courses, summarize
+from fastcifar.cli.display.search_page import search_page
+
+NASTY = "<script>alert(1)</script>\"'&😀"
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Two recipes of 40 runs each, the second more accurate and slower."""
+    return write(tmp_path / "r.jsonl", header("a", "b"), benched(0.004))
+
+
+@pytest.fixture
+def paged(call: Call, tmp_path: Path) -> Callable[..., Parsed]:
+    """The page of `fastcifar report` with these arguments."""
+
+    def report(*arguments: object) -> Parsed:
+        done = call("report", *arguments, "--html", tmp_path / "page.html")
+        assert done.code == 0, done.err
+        return check_page((tmp_path / "page.html").read_text("utf-8"))
+
+    return report
+
+
+def test_the_page_says_what_the_terminal_says(paged: Callable[..., Parsed], results: Path, call: Call) -> None:
+    found = call("report", results, "--json").document
+    (compared,) = found["comparisons"]
+    parsed = paged(results)
+    assert parsed.text("h1") == parsed.text("title")[: len(compared["verdict"])] == compared["verdict"]
+    assert {key: value for key, value in found.items() if key != "runs"} == parsed.document
+    values = {each["data-value"] for each in parsed.all("td") if each.get("data-value")}
+    for one in found["recipes"]:
+        assert {repr(one["accuracy"]["mean"]), repr(one["accuracy"]["std"]), repr(one["train_s"]["mean"])} < values
+    for key in ("accuracy_difference", "accuracy_p", "time_ratio", "time_p"):
+        assert repr(compared[key]) in values
+    assert {repr(compared["accuracy_ci95"][0]), repr(compared["time_ci95"][0])} < values
+
+
+def test_every_run_is_a_point_with_its_figures(paged: Callable[..., Parsed], results: Path) -> None:
+    tips = [text for tag, text in paged(results, "--target", "93.5").texts if tag == "title"]
+    for name, seed in (("a", 0), ("b", 39)):
+        assert sum(tip.startswith(f"{name}, seed {seed}: ") for tip in tips) == 3, "runs, accuracies, drift"
+    assert sum(bool(re.match(r"b − a, seed \d+: [+-]", tip)) for tip in tips) == 40
+    assert "target: 93.5 %" in tips and "no difference" in tips
+
+
+def test_the_intervals_are_those_of_the_statistics() -> None:
+    runs = benched(0.004)
+    (found,) = courses(runs, ["a", "b"], 0.1)
+    (compared,) = summarize(runs, ["a", "b"], None, margin=0.1).comparisons
+    assert found.intervals[-1] == compared.accuracy_ci95
+    assert len(found.intervals) == len(found.seeds) == 40
+    assert found.differences[3] == next(
+        b.accuracy - a.accuracy
+        for a in runs
+        for b in runs
+        if (a.name, b.name, a.seed, b.seed) == ("a", "b", found.seeds[3], found.seeds[3])
+        and a.accuracy is not None
+        and b.accuracy is not None
+    )
+    assert found.clear_after is not None
+    assert stats.verdict(found.intervals[found.clear_after - 1], 0.001) != "open"
+    assert stats.verdict(found.intervals[found.clear_after - 2], 0.001) == "open"
+    runs, names = benched(0.004, names=("a", "b", "c")), ["a", "b", "c"]
+    several = courses(runs, names, 0.1)
+    assert [each.b for each in several] == ["b", "c"]
+    compared = summarize(runs, names, None, margin=0.1).comparisons
+    assert [each.intervals[-1] for each in several] == [each.accuracy_ci95 for each in compared]
+
+
+def test_where_until_clear_stops_is_said(paged: Callable[..., Parsed], results: Path, tmp_path: Path) -> None:
+    (found,) = courses(benched(0.004), ["a", "b"], 0.1)
+    for more in ((), ("--until-clear",)):
+        parsed = paged(results, *more)
+        assert f"Clear after {found.clear_after} of 40 seeds: there --until-clear stops" in parsed.text("h2")
+    open_ = write(tmp_path / "o.jsonl", header("a", "b"), benched(0.0, 6))
+    assert "0 of 1 comparisons are clear: --until-clear goes on" in paged(open_).text("h2")
+    few = write(tmp_path / "f.jsonl", header("a", "b"), benched(0.004, 2))
+    assert "No finite interval yet" in paged(few).visible
+
+
+def test_several_recipes_are_told_apart_in_the_title(paged: Callable[..., Parsed], tmp_path: Path) -> None:
+    names = ("a", "b", "c", "d")
+    runs = [
+        run(name, seed, 0.94 + step + 0.0001 * ((7 * seed + i) % 5), at=4.0 * seed + i)
+        for seed in range(10)
+        for i, (name, step) in enumerate(zip(names, (0, 0.01, -0.01, 0), strict=True))
+    ]
+    parsed = paged(write(tmp_path / "r.jsonl", header(*names), runs))
+    assert parsed.text("h1") == "Against a, more accurate: b; less accurate: c; no difference shown: d."
+
+
+def test_names_with_markup_are_text(paged: Callable[..., Parsed], tmp_path: Path) -> None:
+    parsed = paged(write(tmp_path / "r.jsonl", header(NASTY, "b"), benched(0.004, 12, (NASTY, "b"))))
+    for tag in ("title", "h1", "h2", "h3", "td", "li", "text"):
+        assert NASTY in parsed.text(tag), tag
+
+
+def test_one_run_failed_runs_and_a_search_have_a_page(paged: Callable[..., Parsed], tmp_path: Path) -> None:
+    assert paged(write(tmp_path / "1.jsonl", header("a"), [run("a", 0, 0.94)])).text("h1") == "a: 94.00 % in 1 s"
+    failed = write(tmp_path / "2.jsonl", header("a", "b"), [run("a", 0, None), run("b", 0, None)])
+    assert paged(failed).text("h1") == "No run came to an end."
+    part = write(tmp_path / "3.jsonl", header("a", "b"), [run("a", 0, None), run("b", 0, 0.5), run("b", 1, 0.5)])
+    assert "Not drawn: 1 that diverged or failed" in paged(part).visible
+    assert "base at 0.25" in paged(FIXTURES / "format1" / "search.jsonl").text("td")
+    assert "10.00 %" in paged(FIXTURES / "format1" / "run").visible
+    assert "tiny" in paged(FIXTURES / "format1" / "profile.json").text("h1")
+
+
+def test_runs_of_several_machines_keep_their_times_apart(paged: Callable[..., Parsed], tmp_path: Path) -> None:
+    bench = FIXTURES / "format1" / "bench.jsonl"
+    other = tmp_path / "other.jsonl"
+    other.write_text(
+        bench.read_text().replace("AMD EPYC, 1 thread", "Another, 1 thread").replace('"seed": ', '"seed": 1')
+    )
+    parsed = paged(bench, other)
+    assert "Another, 1 thread" in parsed.text("td") and "AMD EPYC, 1 thread" in parsed.text("td")
+
+
+def many(path: Path) -> Path:
+    """A results file of 10,000 runs."""
+    return write(path, header("a", "b"), benched(0.002, 5000))
+
+
+@pytest.mark.slow
+def test_a_page_of_thousands_of_runs_is_small(paged: Callable[..., Parsed], tmp_path: Path) -> None:
+    parsed = paged(many(tmp_path / "many.jsonl"))
+    assert (tmp_path / "page.html").stat().st_size < 5_000_000
+    assert "Of 10,000 every 5th is drawn" in parsed.visible
+    bars = [text for tag, text in parsed.texts if tag == "title" and " runs of " in text]
+    assert sum(int(text.split()[0]) for text in bars) == 10_000, "the bars count every run"
+
+
+@pytest.mark.parametrize("place", ["missing/page.html", ".", "r.jsonl"])
+def test_a_page_that_cannot_be_written_stops_before_any_run(call: Call, tmp_path: Path, place: str) -> None:
+    out = tmp_path / "r.jsonl"
+    done = call("bench", "tiny", "--out", out, "--html", tmp_path / place, *SMALL)
+    assert done.code == (2 if place == "r.jsonl" else 3), done.err
+    assert not out.exists()
+    (tmp_path / "c.toml").write_text("[a]\ntraining.epochs = 2\n")
+    done = call("search", "tiny", tmp_path / "c.toml", "--out", out, "--html", tmp_path / place, *SMALL)
+    assert done.code == (2 if place == "r.jsonl" else 3) and not out.exists()
+
+
+def test_report_does_not_write_over_what_it_reads(call: Call, results: Path) -> None:
+    before = results.read_bytes()
+    for command in (("report", results), ("bench", "--report", results)):
+        done = call(*command, "--html", results)
+        assert done.code == 2 and "would replace" in done.err
+    assert results.read_bytes() == before
+
+
+def test_bench_writes_a_page(call: Call, tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    done = call("bench", "tiny", "--runs", "2", "--out", out, "--html", tmp_path / "p.html", "--json", *SMALL)
+    assert done.code == 0, done.err
+    parsed = check_page((tmp_path / "p.html").read_text("utf-8"))
+    assert parsed.document["recipes"] == json.loads(done.out)["recipes"]
+    assert len(parsed.all("svg")) >= 2 and "2 runs of tiny, seeds 0 to 1" in parsed.text("p")
+
+
+def test_a_search_shows_who_went_on(tmp_path: Path) -> None:
+    search = prepared(tmp_path, 3000)
+    runs = simulate(search)
+    parsed = check_page(search_page(search, runs, "a CPU", {"remark": "r", "runs": []}))
+    assert parsed.text("h1").startswith("good takes 0.700") and "Candidates by the length of their runs: 4 at 0.25" in (
+        parsed.text("h2")
+    )
+    assert parsed.document == {"remark": "r"}
+    then = [text for tag, text in parsed.texts if tag == "td" and text in ("went on", "dropped")]
+    assert then == ["went on"] * 3 + ["dropped"] * 2 + ["went on"] * 2 + ["dropped"]
+    tips = [text for tag, text in parsed.texts if tag == "title"]
+    assert any(tip.startswith("at 50 % of the epochs, good: ") and "relative cost 0.700" in tip for tip in tips)
+    nothing = check_page(search_page(search, [], "a CPU", {}))
+    assert "The time was too short" in nothing.text("h1")
+
+
+def test_a_search_writes_a_page(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("[a]\noptimizer.filters.lr = 0.2\n")
+    done = call(
+        *("search", "tiny", tmp_path / "c.toml", "--minutes", "0.05", "--out", tmp_path / "s.jsonl"),
+        *("--html", tmp_path / "p.html", "--json", *SMALL),
+    )
+    assert done.code == 0, done.err
+    parsed = check_page((tmp_path / "p.html").read_text("utf-8"))
+    assert parsed.document["rungs"] == json.loads(done.out)["rungs"]
+    assert parsed.text("h1") == json.loads(done.out)["remark"]
+
+
+# --- In a browser ---
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
+
+
+@needs_chromium
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "dark"), [(1400, False), (400, True)])
+def test_the_page_opens_without_complaint(
+    browser: Browser, paged: Callable[..., Parsed], results: Path, tmp_path: Path, width: int, dark: bool
+) -> None:
+    paged(results)
+    browser.open(tmp_path / "page.html", width, dark=dark)
+    assert browser.errors == [] and browser.requests == []
+    assert browser.ask("document.documentElement.scrollWidth") <= width, "the page does not scroll sideways"
+    lightness = browser.ask("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]")
+    assert (lightness < 60) == dark
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_tables_sort_and_series_hide(
+    browser: Browser, paged: Callable[..., Parsed], results: Path, tmp_path: Path
+) -> None:
+    paged(results)
+    browser.open(tmp_path / "page.html")
+    names = "[...document.querySelectorAll('table')[0].tBodies[0].rows].map((row) => row.cells[0].textContent)"
+    assert browser.ask(names) == ["a", "b"]
+    heading = "table.sortable th:nth-child(3) button"
+    browser.click(heading)
+    assert browser.ask(names) == ["b", "a"], "the most accurate first"
+    browser.click(heading)
+    assert browser.ask(names) == ["a", "b"]
+    shown = "document.querySelectorAll('section:nth-of-type(2) .zoom > g:not(.hidden) .point').length"
+    assert browser.ask(shown) == 80
+    browser.click(".legend li[data-series='1'] button")
+    assert browser.ask(shown) == 40
+    browser.click(".legend li[data-series='1'] button")
+    assert browser.ask(shown) == 80 and browser.errors == []
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_a_plot_tells_and_zooms(browser: Browser, paged: Callable[..., Parsed], results: Path, tmp_path: Path) -> None:
+    paged(results)
+    browser.open(tmp_path / "page.html")
+    browser.hover("section:nth-of-type(2) .mean")
+    assert browser.ask("document.getElementById('tip').textContent").startswith("a, mean of 40 runs: ")
+    assert not browser.ask("document.getElementById('tip').classList.contains('hidden')")
+
+    left, top, right, bottom = browser.place("section:nth-of-type(2) svg.plot")
+    ticks = "[...document.querySelectorAll('section:nth-of-type(2) svg.plot .ticks text')].map((t) => t.textContent)"
+    before = browser.ask(ticks)
+    middle = ((left + right) / 2, (top + bottom) / 2)
+    browser.drag(middle, (middle[0] + (right - left) / 4, middle[1] + (bottom - top) / 4))
+    matrix = browser.ask("document.querySelector('section:nth-of-type(2) .zoom').getAttribute('transform')")
+    across = float(re.match(r"matrix\(([\d.]+) ", matrix).group(1))  # type: ignore[union-attr]
+    inner = (640 - 72 - 16) / 640
+    assert math.isclose(across, 4 * inner, rel_tol=0.05), "a quarter of the picture fills the plot"
+    assert browser.ask(ticks) != before
+    browser.click("section:nth-of-type(2) button.reset")
+    assert browser.ask(ticks) == before and browser.errors == []
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_thousands_of_runs_open_within_two_seconds(
+    browser: Browser, paged: Callable[..., Parsed], tmp_path: Path
+) -> None:
+    paged(many(tmp_path / "many.jsonl"))
+    assert browser.open(tmp_path / "page.html") < 2 and browser.errors == []
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_a_name_that_is_a_script_does_not_run(browser: Browser, paged: Callable[..., Parsed], tmp_path: Path) -> None:
+    name = "<img src=x onerror='document.title=1'><script>document.title = 2</script>"
+    paged(write(tmp_path / "r.jsonl", header(name, "b"), benched(0.004, 12, (name, "b"))))
+    browser.open(tmp_path / "page.html")
+    assert name in browser.ask("document.title") and browser.errors == [] and browser.requests == []
+    browser.hover("section:nth-of-type(2) .mean")
+    assert browser.ask("document.getElementById('tip').textContent").startswith(name)
