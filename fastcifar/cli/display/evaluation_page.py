@@ -119,7 +119,7 @@ def class_part(matrix: list[list[int]], classes: Sequence[str]) -> Part:
     intervals = {i: wilson_interval(matrix[i][i], sum(matrix[i])) for i in order}
     ends = [100 * end for i in shown for end in intervals[i]]
     picture = Plot(
-        "accuracy by class", ("accuracy, %", ends), height=70 + 24 * len(shown), rows=[classes[i] for i in shown]
+        "accuracy by class", ("accuracy, %", ends), height=70 + 36 * len(shown), rows=[classes[i] for i in shown]
     )
     group = picture.group(0)
     for row, i in enumerate(shown):
@@ -128,7 +128,7 @@ def class_part(matrix: list[list[int]], classes: Sequence[str]) -> Part:
             f"{classes[i]}: {percent(shares[i])} of {sum(matrix[i]):,} images, 95 % interval {low:.1f} to {high:.1f} %"
         )
         picture.line(group, [(low, row), (high, row)], tip)
-        picture.point(group, (100 * shares[i], row), tip)
+        picture.point(group, (100 * shares[i], row), tip, "mean")
     rows = [class_row(matrix, classes, i, intervals[i]) for i in order]
     columns = ["class", "accuracy", "95 % interval", "images", "most often taken for", "of these"]
     note = "Lines are 95 % intervals (Wilson's), which say how much of a difference between classes may be chance."

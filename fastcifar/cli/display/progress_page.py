@@ -9,13 +9,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fastcifar.cli.display.chart import Plot, Point, draw
+from fastcifar.cli.display.chart import WIDTH, Plot, Point, draw
 from fastcifar.cli.display.html import Part, inline, legend
 from fastcifar.cli.display.screen import duration, percent
 from fastcifar.recipes.schedule import Points, value_at
 from fastcifar.recipes.schema import Optimizer, Recipe, Sgd
 
-HEIGHT = 300  # pixels of a picture
+HEIGHT, ABOVE = 300, 12  # pixels of a picture, and of room for the seconds above it
 MOST_POINTS = 100  # epochs that get a point each, with their figures
 SECONDS_LABELS = 5
 SAMPLES = 400  # of the image size over a run
@@ -95,6 +95,7 @@ def seconds_above(plot: Plot, ends: Sequence[tuple[float, float, Mapping[str, An
     """The seconds of training above some of the epochs' ends; a zoom takes them away with the ticks."""
     ticks = plot.svg.find("g")
     assert ticks is not None
+    plot.svg.set("viewBox", f"0 {-ABOVE} {WIDTH} {HEIGHT + ABOVE}")
     every = -(-len(ends) // SECONDS_LABELS)
     for at, seconds, _ in ends[::-1][::every]:
         place: dict[str, str | float] = {"x": plot.x.place(at), "y": plot.box[1] - 2, "text-anchor": "middle"}
@@ -140,7 +141,7 @@ def rates_part(recipe: Recipe) -> Part:
     schedules = "one schedule" if len(curves) == 1 else f"{len(curves)} schedules"
     title = f"The learning rates follow {schedules} over {epochs:g} epochs"
     if frozen:
-        title = f"Of {epochs:g} epochs, {' and '.join(frozen)} only are trained"
+        title = f"Not all is trained to the end: {', '.join(frozen)} of {epochs:g} epochs"
     note = "From the schedules of the recipe: each learning rate as a share of its peak, which the legend gives."
     return Part(title, legend(names) + inline(plot.svg), note)
 
