@@ -21,6 +21,7 @@ from PIL import Image
 
 from fastcifar.cli.display.evaluation_page import Evaluated, evaluation_parts
 from fastcifar.cli.display.run_page import run_page
+from fastcifar.data.dataset import holdout_split
 from fastcifar.data.store import load_dataset
 from fastcifar.errors import DataError
 
@@ -171,6 +172,17 @@ def test_a_dataset_that_is_gone(odd: tuple[Path, Path]) -> None:
     assert "'odd' is not on this machine" in said
     assert has(page, "is taken for") and has(page, "least often|equally often"), "the labels are kept with the logits"
     assert not has(page, "surest") and not images(page, "as stored")
+
+
+def test_a_run_judged_by_held_out_images_shows_those(call: Call) -> None:
+    assert call(*TINY, "--set", "data.holdout=200", "--out", "run", "--quiet").code == 0
+    page = check_page(run_page(Path("run")))
+    assert has(page, "of 200 held-out training images are recognised") and not has(page, "lacks")
+    held_out = holdout_split(load_dataset("shapes"), 200).test.images
+    shown = images(page, "image ")
+    assert len(shown) == 24
+    for image in shown:
+        assert np.array_equal(pixels(image), held_out[int(image["title"].removeprefix("image "))].numpy())
 
 
 def test_a_dataset_that_has_changed(trained: Path, tmp_path: Path) -> None:

@@ -71,6 +71,14 @@ def test_the_losses_between_snapshots_make_up_those_of_the_epochs(dataset: Datas
         assert sum(part) / len(part) == pytest.approx(epoch.train_loss, rel=1e-4)
 
 
+def test_the_logits_kept_are_those_that_the_accuracy_is_of(dataset: Dataset) -> None:
+    found = load_recipe("tiny", *SMALL)
+    training, result = train(found, dataset)
+    expected = training.evaluate(found.evaluation)
+    assert torch.equal(result.logits, expected.averaged) and not torch.equal(result.logits, expected.plain)
+    assert float((result.logits.argmax(1) == dataset.test.labels).double().mean()) == pytest.approx(result.accuracy)
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(dataset: Dataset) -> None:
     found = load_recipe("hive94", *SMALL, "data.cutout=8", "ema.start=0.5")
     (one, first), (two, second), (other, _) = (train(found, dataset, seed) for seed in (5, 5, 6))

@@ -181,7 +181,7 @@ def filters_part(weights: Mapping[str, Tensor]) -> list[Part]:
         return []
     filters = found[0].float()
     count, _, height, width = filters.shape
-    side = max(24, 12 * width)
+    side = max(36, 12 * width)
     shown = [
         figure([image(pixels, side, f"filter {number} of {count}")])
         for number, pixels in enumerate(as_colours(filters[:MOST_FILTERS]), 1)
