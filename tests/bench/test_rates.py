@@ -63,7 +63,7 @@ def test_a_file_that_cannot_be_written_stops_nobody(home: Path) -> None:
 
 def test_the_rate_is_that_of_the_recipe_or_of_the_latest_run_on_the_device() -> None:
     kept = [
-        Rate("GPU", "graph", 8, "tiny", 9e14, 1.0),
+        Rate("GPU", "graph", 8, "hlb", 9e14, 1.0),
         Rate("CPU", "compiled", 2, "tiny", 1e11, 2.0),
         Rate("CPU", "compiled", 2, "air94", 4e11, 3.0),
     ]

@@ -20,6 +20,7 @@ from page_checks import Parsed, check_page
 from PIL import Image
 
 from fastcifar.cli.display.evaluation_page import Evaluated, evaluation_parts
+from fastcifar.cli.display.html import page as page_of
 from fastcifar.cli.display.run_page import run_page
 from fastcifar.data.dataset import holdout_split
 from fastcifar.data.store import load_dataset
@@ -139,6 +140,18 @@ def test_odd_names_come_through_as_text(odd: tuple[Path, Path], monkeypatch: pyt
     for epoch in record["epochs"]:
         assert f"{100 * epoch['test_accuracy']:.4g} % after {epoch['epoch']} epochs" in text(page)
         assert f"training: {epoch['train_loss']:.4g} after {epoch['epoch']} epochs" in text(page)
+
+
+def test_odd_names_at_every_place() -> None:
+    pixels, wrong = torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.eye(2).flip(0)
+    names = ["<b>x</b>", "<b>y</b>"]
+    for labels, places in ((torch.tensor([0, 1]), 8), (None, 3)):
+        parts = evaluation_parts(Evaluated(ODD, wrong, labels, pixels, names))
+        parsed = check_page(page_of("", "", parts))
+        assert not parsed.all("b") and len(parsed.all("script")) == 1
+        for name in ODD:
+            assert text(parsed).count(name) >= places
+        assert [image["title"] for image in parsed.all("img")] == names
 
 
 def lacking(folder: Path) -> tuple[Parsed, str]:
