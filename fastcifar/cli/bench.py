@@ -70,7 +70,7 @@ def bench(
     forms = Forms(as_markdown, svg, html, margin)
     if report:
         paths = [Path(file) for file in recipes]
-        check_page(html, *paths)
+        check_page(html, svg, *paths)
         return report_runs(paths, Screen(as_json, quiet), target, margin if until_clear else None, forms)
     from fastcifar.bench.distributed import here
     from fastcifar.bench.plan import BenchPlan, default_path, parse_contenders
@@ -83,7 +83,7 @@ def bench(
         raise UsageError("As several ranks a bench needs --out, which all share, and --until-clear cannot be.")
     if svg is not None:
         check_writable(svg)
-    check_page(html if ranks.first else None, out)
+    check_page(html if ranks.first else None, out, svg)
     screen = Screen(as_json and ranks.first, quiet or not ranks.first)
     contenders, engine_names = parse_contenders(recipes, settings or [], engine or [])
     session = open_session(screen, device or ranks.device(), threads or ranks.threads())

@@ -70,7 +70,7 @@ def report(
 
     check_target(target)
     screen = Screen(as_json, quiet)
-    check_page(html, *paths, *(path / RECORD for path in paths))
+    check_page(html, svg, *paths, *(path / RECORD for path in paths))
     stored = stored_document(paths[0]) if len(paths) == 1 and not as_markdown and svg is None else None
     if stored is None:
         forms = Forms(as_markdown, svg, html, margin)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -62,6 +63,15 @@ def test_every_run_is_a_point_with_its_figures(paged: Callable[..., Parsed], res
     assert "target: 93.5 %" in tips and "no difference" in tips
 
 
+def test_differences_stand_at_their_values(paged: Callable[..., Parsed], results: Path, tmp_path: Path) -> None:
+    paged(results)
+    text = (tmp_path / "page.html").read_text("utf-8")
+    found = re.findall(r'd="M([\d.]+) [\d.]+h0"><title>b − a(?:, seed \d+)?: ([+-][\d.]+) points', text)
+    assert len(found) == 41, "every seed, and the mean"
+    places, values = zip(*((float(place), float(value)) for place, value in found), strict=True)
+    assert statistics.correlation(places, values) > 0.99999
+
+
 def test_the_intervals_are_those_of_the_statistics() -> None:
     runs = benched(0.004)
     (found,) = courses(runs, ["a", "b"], 0.1)
@@ -106,6 +116,7 @@ def test_several_recipes_are_told_apart_in_the_title(paged: Callable[..., Parsed
     ]
     parsed = paged(write(tmp_path / "r.jsonl", header(*names), runs))
     assert parsed.text("h1") == "Against a, more accurate: b; less accurate: c; no difference shown: d."
+    assert "2 of 3 comparisons are clear: --until-clear goes on" in parsed.text("h2")
 
 
 def test_names_with_markup_are_text(paged: Callable[..., Parsed], tmp_path: Path) -> None:
@@ -152,11 +163,13 @@ def test_a_page_of_thousands_of_runs_is_small(paged: Callable[..., Parsed], tmp_
 @pytest.mark.parametrize("place", ["missing/page.html", ".", "r.jsonl"])
 def test_a_page_that_cannot_be_written_stops_before_any_run(call: Call, tmp_path: Path, place: str) -> None:
     out = tmp_path / "r.jsonl"
-    done = call("bench", "tiny", "--out", out, "--html", tmp_path / place, *SMALL)
+    done = call("bench", "tiny", "--out", out, "--html", tmp_path / place, "--runs", "1", *SMALL)
     assert done.code == (2 if place == "r.jsonl" else 3), done.err
     assert not out.exists()
     (tmp_path / "c.toml").write_text("[a]\ntraining.epochs = 2\n")
-    done = call("search", "tiny", tmp_path / "c.toml", "--out", out, "--html", tmp_path / place, *SMALL)
+    done = call(
+        "search", "tiny", tmp_path / "c.toml", "--out", out, "--html", tmp_path / place, "--minutes", "0.02", *SMALL
+    )
     assert done.code == (2 if place == "r.jsonl" else 3) and not out.exists()
 
 

@@ -27,6 +27,8 @@ def test_whatever_comes_from_outside_is_text() -> None:
         assert NASTY in parsed.text(tag), f"the name stands in <{tag}>"
     assert parsed.all("svg")[0]["aria-label"] == NASTY
     assert parsed.document == {NASTY: [NASTY]}
+    embedded = next(text for tag, text in parsed.texts if tag == "script")
+    assert not set("<>&\u2028") & set(embedded), "nothing in the data can end its element"
 
 
 def test_a_page_without_data_and_parts_is_whole() -> None:
