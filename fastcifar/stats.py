@@ -71,6 +71,14 @@ def time_ratio(a: Sequence[float], b: Sequence[float]) -> Comparison:
     return Comparison(math.exp(logs.effect), interval, logs.p)
 
 
+def wilson_interval(hits: int, trials: int) -> Interval:
+    """The 95 % confidence interval of a share that `hits` of `trials` (one or more) show (Wilson, 1927)."""
+    z = NORMAL.inv_cdf(0.975)
+    center = (hits + z**2 / 2) / (trials + z**2)
+    half = z / (trials + z**2) * math.sqrt(hits * (trials - hits) / trials + z**2 / 4)
+    return center - half, center + half
+
+
 def p_below_target(values: Sequence[float], target: float) -> float | None:
     """The p-value of the one-sided t-test whose null hypothesis is that the true mean is at most `target`.
 

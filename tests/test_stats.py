@@ -382,3 +382,10 @@ def test_no_difference_is_found_equivalent_before_the_last_run() -> None:
     times = equivalent.argmax(1) + 1
     print(f"equivalent: {times.mean():.1f} runs on average, 95 % within {np.quantile(times, 0.95):.0f}")
     assert times.mean() < 80
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(0, 5), (5, 5), (1, 1), (37, 200), (9_401, 10_000)])
+def test_the_interval_of_a_share_is_that_of_scipy(hits: int, trials: int) -> None:
+    expected = scipy.stats.binomtest(hits, trials).proportion_ci(0.95, "wilson")
+    low, high = stats.wilson_interval(hits, trials)
+    assert low == pytest.approx(expected.low, abs=1e-12) and high == pytest.approx(expected.high, abs=1e-12)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from fastcifar.cli.completion import complete_dataset
-from fastcifar.cli.options import AsJson, Device, Quiet, Threads, document, load_or_download
+from fastcifar.cli.options import AsJson, Device, Html, Quiet, Threads, check_page, document, load_or_download
 from fastcifar.errors import UsageError
 from fastcifar.recipes.schema import Views
 
@@ -29,6 +29,7 @@ def evaluate(
     per_class: Annotated[bool, typer.Option("--per-class", help="Show the accuracy of each class.")] = False,
     confusion: Annotated[bool, typer.Option("--confusion", help="Show the confusion matrix.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write the probabilities of every image to this file.")] = None,
+    html: Html = None,
     device: Device = None,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -49,10 +50,12 @@ def evaluate(
         raise UsageError("Images and --dataset exclude each other: one thing is evaluated at a time.")
     if csv is not None:
         check_writable(csv)
+    check_page(html, checkpoint, csv, *(images or ()))
     screen = Screen(as_json, quiet)
     chosen_device = pick_device(device)
     prepare_device(chosen_device, threads)
-    classifier = build_classifier(load_checkpoint(checkpoint), chosen_device, None if tta == "recipe" else tta)
+    tree = load_checkpoint(checkpoint)
+    classifier = build_classifier(tree, chosen_device, None if tta == "recipe" else tta)
     if images:
         eval_set = EvalSet.from_files(images, classifier.classes, screen.note)
     else:
@@ -68,4 +71,12 @@ def evaluate(
         "checkpoint": str(checkpoint),
         **evaluate_images(classifier, eval_set, logits, per_class, confusion, listed),
     }
+    if html is not None:
+        from fastcifar.cli.display.evaluation_page import Evaluated
+        from fastcifar.cli.display.html import write_page
+        from fastcifar.cli.display.run_page import eval_page
+
+        shown = Evaluated(classifier.classes, logits, eval_set.labels, eval_set.images, eval_set.files)
+        write_page(html, eval_page(result, tree, shown))
+        screen.note(f"The page is in {html}.")
     screen.result(evaluation_report(result, classifier.classes), result)

@@ -39,15 +39,18 @@ def recipes(
 
 
 def list_recipes() -> list[dict[str, Any]]:
-    """The built-in recipes with the results in their evidence; None where there are none. Without torch."""
+    """The built-in recipes with the results in their evidence, and the time expected on this machine; None where there
+    are none. Without torch."""
+    from fastcifar.bench.rates import expected_time, kept_rates
     from fastcifar.recipes.parse import load_recipe, recipe_names, stored_evidence
 
-    evidence = stored_evidence()
+    evidence, rates = stored_evidence(), kept_rates()
     return [
         {
             "name": name,
             "summary": load_recipe(name).summary,
             **{key: evidence.get(name, {}).get(key) for key in ("flops", "accuracy", "ci95", "runs")},
+            "expected": expected_time(name, evidence.get(name, {}).get("flops"), rates),
         }
         for name in recipe_names()
     ]

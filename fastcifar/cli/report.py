@@ -86,10 +86,11 @@ def report(
             shown = summary_from_document(stored)
     if html is not None:
         from fastcifar.cli.display.html import write_page
+        from fastcifar.cli.display.run_page import run_page
         from fastcifar.cli.display.stored_page import stored_page
 
         with explain_damage(paths[0], stored["command"]):
-            write_page(html, stored_page(stored, shown))
+            write_page(html, run_page(paths[0]) if stored["command"] == "train" else stored_page(stored, shown))
     screen.result(shown, stored)
     if stored["command"] == "profile":
         return errors.OK

@@ -61,6 +61,7 @@ def train(
     Example: fastcifar train tiny --dataset shapes
     """
     from fastcifar.bench.distributed import here
+    from fastcifar.bench.rates import leave_rate
     from fastcifar.cli.display.screen import Screen
     from fastcifar.cli.display.training import introduction, summary_from_document
     from fastcifar.training.run import run_flops, run_record
@@ -89,6 +90,7 @@ def train(
         summary = summary_from_document(record)
         try:
             job.folder.finish(trained, job.session.device, record)
+            leave_rate(record)
         except FastcifarError:
             screen.console.print(summary)  # the result is shown even if it cannot be kept
             raise

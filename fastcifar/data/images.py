@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,6 +62,13 @@ def decode(name: str, file: BinaryIO, convert: Conversion) -> np.ndarray:
 def planes(picture: Image.Image) -> np.ndarray:
     """The pixels of an RGB image as uint8 (3, height, width)."""
     return np.asarray(picture).transpose(2, 0, 1)
+
+
+def to_png(pixels: np.ndarray) -> bytes:
+    """An RGB image, uint8 (3, height, width), as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0))).save(file, "PNG", optimize=True)
+    return file.getvalue()
 
 
 def require_exact(name: str, picture: Image.Image) -> Image.Image:

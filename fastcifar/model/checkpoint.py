@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fastcifar.data.dataset import Dataset
 from fastcifar.errors import DataError, FastcifarError
@@ -33,8 +33,13 @@ def save_checkpoint(
     seed: int,
     device: torch.device,
     metrics: dict[str, Any],
+    logits: Tensor,
 ) -> None:
-    """The trained weights with all that is needed to use them and to know where they came from."""
+    """The trained weights with all that is needed to use them and to know where they came from.
+
+    The `logits`, float32 (N, classes), of the images evaluated on are kept with their labels in the same file, so that
+    one atomic write replaces both, and those of one run never stand beside the weights of another.
+    """
     files.save_tensors(
         path,
         "checkpoint",
@@ -45,6 +50,7 @@ def save_checkpoint(
             "device": device.type,
             "weights": {name: tensor.cpu() for name, tensor in network.state_dict().items()},
             "metrics": metrics,
+            "evaluation": pack_evaluation(logits, dataset.test.labels),
             "versions": versions(),
         },
     )
@@ -54,6 +60,33 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """The tree that `save_checkpoint` wrote; raises DataError for a file that is missing, damaged or foreign."""
     keys = ("recipe", "dataset", "weights")
     return files.load_tensors(path / CHECKPOINT if path.is_dir() else path, "checkpoint", keys)
+
+
+def pack_evaluation(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Logits (N, classes) and labels (N,) as a checkpoint keeps them: half precision, and int32.
+
+    Of each image's logits the largest is taken away, which changes no probability: near zero half precision is fine
+    enough that the likeliest class stays the likeliest, and nothing overflows.
+    """
+    relative = logits - logits.amax(1, keepdim=True)
+    return {"logits": relative.half(), "labels": labels.to(torch.int32)}
+
+
+def kept_evaluation(tree: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """Logits, float32 (N, classes), and labels, int64 (N,), of the images that a run was evaluated on.
+
+    None for a checkpoint of an earlier version, which kept none. Raises DataError where they are damaged.
+    """
+    if "evaluation" not in tree:
+        return None
+    try:
+        logits, labels = tree["evaluation"]["logits"].float(), tree["evaluation"]["labels"].long()
+        classes = len(tree["dataset"]["classes"])
+        if logits.shape != (len(labels), classes) or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+        raise DataError("The logits in the checkpoint are damaged.") from None
+    return logits, labels
 
 
 def recipe_of(tree: dict[str, Any], path: Path | str = "the checkpoint") -> Recipe:

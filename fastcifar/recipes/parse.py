@@ -28,6 +28,12 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
+def extended_recipe(name: str) -> str | None:
+    """The recipe that a built-in one extends; None for one that extends none."""
+    parent: str | None = tomllib.loads(read_text(FOLDER / f"{name}.toml")).get("extends")
+    return parent
+
+
 def default_recipe(device: str) -> str:
     """The recipe used where none is named, by the type of the device."""
     return "fast94" if device == "cuda" else "quick90"

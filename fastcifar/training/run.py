@@ -143,7 +143,7 @@ def run_record(trained: Trained, flops: int) -> dict[str, Any]:
         "threads_limited_by": threads_limit(trained.network),
         "flops": flops,
         "tflops_per_s": flops / trained.result.train_s / 1e12,
-        **asdict(trained.result),
+        **{key: value for key, value in asdict(trained.result).items() if key != "logits"},
         "accuracy_on": eval_split(trained.recipe),
         "at": time.time(),
         "other_load": trained.other_load,

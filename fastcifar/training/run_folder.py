@@ -85,7 +85,16 @@ class RunFolder:
         written = self.path / (f".{RECORD}.new" if self.checkpoint.exists() else RECORD)
         document = {**record, "settings": recipe_to_dict(trained.recipe)}
         files.write_text(written, json.dumps(document, indent=2) + "\n")
-        save_checkpoint(self.checkpoint, trained.recipe, trained.network, trained.dataset, trained.seed, device, record)
+        save_checkpoint(
+            self.checkpoint,
+            trained.recipe,
+            trained.network,
+            trained.dataset,
+            trained.seed,
+            device,
+            record,
+            trained.result.logits,
+        )
         os.replace(written, self.path / RECORD)
         (self.path / STATE).unlink(missing_ok=True)
 

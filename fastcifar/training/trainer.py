@@ -53,6 +53,7 @@ class Status:
     steps_before: int = 0  # of these, done by an earlier process
     trained_s: float = 0.0  # seconds this process took for the others
     loss: float | None = None  # mean over the images of the current epoch so far
+    losses: list[float] = field(default_factory=list)  # means over the images between one snapshot and the next
     epochs: list[Epoch] = field(default_factory=list)
 
     def seconds_left(self) -> float | None:
@@ -74,6 +75,7 @@ class Result:
     wall_s: float
     peak_memory: int
     epochs: list[Epoch]
+    logits: Tensor = field(repr=False, compare=False)  # float32 (N, classes) on the CPU, averaged over the views
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class TrainLoop:
         # Where the metrics of each snapshot go, all at once: pinning memory within an epoch would wait for the device.
         snapshots = state.total_steps // self.snapshot_every + -(-state.total_steps // state.steps_per_epoch)
         self.slots = iter(torch.empty(snapshots, 3, pin_memory=state.device.type == "cuda"))
+        self.seen = (0.0, 0.0)  # sum of losses and images of the current epoch, at the snapshot read last
         self.whiten_s = 0.0
         self.finished_s = 0.0  # of the epochs that this process finished
         self.save_s = 0.0  # seconds that the last saved state took
@@ -189,9 +192,12 @@ class TrainLoop:
         epoch_s = snapshot.mark.seconds_since(snapshot.start)
         status.steps_done = snapshot.step
         status.loss = loss / images
+        status.losses.append((loss - self.seen[0]) / (images - self.seen[1]))
+        self.seen = (loss, images)
         status.trained_s = self.finished_s + epoch_s
         if snapshot.step % status.steps_per_epoch == 0 or snapshot.step == status.total_steps:
             self.finished_s += epoch_s
+            self.seen = (0.0, 0.0)
             number = len(status.epochs) + 1
             status.epochs.append(Epoch(number, epoch_s, images / epoch_s, loss / images, correct / images, snapshot.lr))
         self.on_change(status)
@@ -244,13 +250,13 @@ class TrainLoop:
         after = self.mark()
         self.drain_snapshots(wait=True)
         after.wait()
-        labels = self.state.dataset.test.labels
+        labels, averaged = self.state.dataset.test.labels, logits.averaged.cpu()
         eval_s = after.seconds_since(before)
         epochs_s = sum(epoch.device_s for epoch in self.status.epochs)
         self.status.stage = "done"
         self.on_change(self.status)
         return Result(
-            accuracy=predict.accuracy(logits.averaged.cpu(), labels),
+            accuracy=predict.accuracy(averaged, labels),
             accuracy_no_tta=predict.accuracy(logits.plain.cpu(), labels),
             train_s=self.whiten_s + epochs_s + eval_s,
             epochs_s=epochs_s,
@@ -259,4 +265,5 @@ class TrainLoop:
             wall_s=process_age(),
             peak_memory=peak_memory(self.state.device),
             epochs=self.status.epochs,
+            logits=averaged,
         )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from helpers import Call
 
+from fastcifar.bench.rates import leave_rate
 from fastcifar.recipes import parse
 from fastcifar.recipes.parse import load_recipe, recipe_from_dict, recipe_names
 from fastcifar.training.flops import count_flops
@@ -39,7 +40,7 @@ def test_the_list_shows_results_where_there_are_any(call: Call, evidence: Path) 
     listed = {item["name"]: item for item in call("recipes", "--json").document}
     assert list(listed) == recipe_names()
     for name, item in listed.items():
-        nothing = dict.fromkeys(("flops", "accuracy", "ci95", "runs"))
+        nothing = dict.fromkeys(("flops", "accuracy", "ci95", "runs", "expected"))
         assert item == {"name": name, "summary": load_recipe(name).summary, **nothing, **EVIDENCE.get(name, {})}
     lines = [line.strip() for line in call("recipes").out.splitlines()]
     assert "94.01 % (95 % interval 93.99 to 94.03) in 50 runs, 1.45e+14 FLOPs" in lines
@@ -52,6 +53,20 @@ def test_the_list_without_results(call: Call, evidence: Path) -> None:
     lines = call("recipes").out.splitlines()
     assert [line.split()[0] for line in lines] == recipe_names()
     assert all(item["runs"] is None for item in call("recipes", "--json").document)
+
+
+def test_the_time_expected_by_earlier_runs_here(call: Call, evidence: Path) -> None:
+    run = {"engine": "graph", "threads": 8, "at": 2.0, "other_load": None, "train_s": 2.0, "flops": 2e14}
+    leave_rate({**run, "device": "NVIDIA H100", "recipe": "air94"})
+    leave_rate({**run, "device": "NVIDIA H100", "recipe": "mine", "flops": 4e14, "at": 3.0})
+    listed = {item["name"]: item["expected"] for item in call("recipes", "--json").document}
+    facts = {"device": "NVIDIA H100", "engine": "graph", "threads": 8}
+    assert listed["air94"] == {"train_s": pytest.approx(1.45), "recipe": "air94", **facts}
+    assert listed["hlb"] == {"train_s": pytest.approx(4.06), "recipe": "mine", **facts}
+    assert listed["quick90"] is None, "its FLOPs are not known"
+    lines = [line.strip() for line in call("recipes").out.splitlines()]
+    assert "8.12e+14 FLOPs, about 4.06 s on NVIDIA H100 at the rate of mine" in lines
+    assert lines[1].endswith("in 50 runs, 1.45e+14 FLOPs, about 1.45 s on NVIDIA H100")
 
 
 def test_a_printed_recipe_is_a_recipe_file(call: Call) -> None:

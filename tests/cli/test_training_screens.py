@@ -16,6 +16,7 @@ EPOCHS = [
     Epoch(1, 21.53, 2322.4, 1.61234, 0.60125, 0.0512, 0.6834),
     Epoch(2, 21.11, 2368.5, 1.10042, 0.81237, 0.0012, None),
 ]
+LOSSES = [2.3, 1.9, 1.6, 1.5, 1.3, 1.2, 1.1, 1.05, 1.0, 0.98]
 DOCUMENT: dict[str, Any] = {
     "command": "train",
     "version": "0.1.0",
@@ -49,7 +50,11 @@ EVALUATION: dict[str, Any] = {
 
 def status(**values: Any) -> Status:
     """Half-way through the third of four epochs of 50 steps."""
-    return Status(200, 50, **{"steps_done": 125, "trained_s": 53.3, "loss": 0.98765, "epochs": list(EPOCHS), **values})
+    return Status(
+        200,
+        50,
+        **{"steps_done": 125, "trained_s": 53.3, "loss": 0.98765, "epochs": list(EPOCHS), "losses": LOSSES, **values},
+    )
 
 
 @pytest.fixture

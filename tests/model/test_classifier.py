@@ -27,7 +27,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = load_recipe("tiny", "network.widths=[8, 8, 8]", "evaluation.uncertain=0.5", "evaluation.views='flip'")
     torch.manual_seed(0)
     network = build_network(recipe, 10, CPU)
-    save_checkpoint(folder / "checkpoint.pt", recipe, network, load_dataset("shapes"), 0, CPU, {})
+    shapes = load_dataset("shapes")
+    logits = torch.zeros(len(shapes.test.labels), 10)
+    save_checkpoint(folder / "checkpoint.pt", recipe, network, shapes, 0, CPU, {}, logits)
     return folder
 
 

@@ -62,6 +62,23 @@ def test_a_run_counts_and_times_what_it_says(dataset: Dataset) -> None:
     assert 0 < result.peak_memory < 8 * 2**30
 
 
+def test_the_losses_between_snapshots_make_up_those_of_the_epochs(dataset: Dataset) -> None:
+    kept: list[trainer.Status] = []
+    _, result = train(load_recipe("tiny", *SMALL), dataset, on_change=kept.append)
+    losses = kept[-1].losses
+    assert len(losses) == 25, "an epoch has ten steps: a snapshot each"
+    for epoch, part in zip(result.epochs, (losses[:10], losses[10:20], losses[20:]), strict=True):
+        assert sum(part) / len(part) == pytest.approx(epoch.train_loss, rel=1e-4)
+
+
+def test_the_logits_kept_are_those_that_the_accuracy_is_of(dataset: Dataset) -> None:
+    found = load_recipe("tiny", *SMALL)
+    training, result = train(found, dataset)
+    expected = training.evaluate(found.evaluation)
+    assert torch.equal(result.logits, expected.averaged) and not torch.equal(result.logits, expected.plain)
+    assert float((result.logits.argmax(1) == dataset.test.labels).double().mean()) == pytest.approx(result.accuracy)
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(dataset: Dataset) -> None:
     found = load_recipe("hive94", *SMALL, "data.cutout=8", "ema.start=0.5")
     (one, first), (two, second), (other, _) = (train(found, dataset, seed) for seed in (5, 5, 6))

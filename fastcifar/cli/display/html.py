@@ -24,7 +24,7 @@ from fastcifar.system.files import write_text
 from fastcifar.version import __version__
 
 PAGES = Path(__file__).parent / "pages"
-STYLES = ("page.css", "profile.css")
+STYLES = ("page.css", "profile.css", "run.css")
 SCRIPTS = ("page.js", "profile.js")  # one script in the page: later files may use what earlier ones define
 SERIES = 8  # colours that are told apart, the classes s0 to s7 of page.css
 

@@ -1,4 +1,4 @@
-"""Terminal output of recipes: the list, with the results that are kept beside the recipes."""
+"""Terminal output of recipes: the list, with the results kept beside the recipes and the time expected here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fastcifar.cli.display.screen import facts
+from fastcifar.cli.display.screen import duration, facts
 
 
 def recipe_table(recipes: list[dict[str, Any]]) -> Table:
@@ -15,7 +15,7 @@ def recipe_table(recipes: list[dict[str, Any]]) -> Table:
 
 
 def results(recipe: dict[str, Any]) -> str:
-    """Accuracy with its interval, number of runs and FLOPs of a run; each where it is known."""
+    """Accuracy with its interval, number of runs, FLOPs and expected time of a run; each where it is known."""
     parts = []
     if recipe["accuracy"] is not None:
         interval = ""
@@ -25,4 +25,7 @@ def results(recipe: dict[str, Any]) -> str:
         parts.append(f"{100 * recipe['accuracy']:.2f} %{interval} in {count}")
     if recipe["flops"] is not None:
         parts.append(f"{recipe['flops']:.2e} FLOPs")
+    if expected := recipe["expected"]:
+        whose = "" if expected["recipe"] == recipe["name"] else f" at the rate of {expected['recipe']}"
+        parts.append(f"about {duration(expected['train_s'])} on {expected['device']}{whose}")
     return ", ".join(parts)

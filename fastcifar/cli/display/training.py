@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastcifar.cli.display.screen import Screen, View, duration, facts, percent, size
+from fastcifar.cli.display.shades import ShadedConfusion, sparkline
 
 if TYPE_CHECKING:
     from fastcifar.data.dataset import Dataset
@@ -29,12 +30,13 @@ if TYPE_CHECKING:
     from fastcifar.training.trainer import Epoch, Status
 
 
+CURVE = 40  # characters of the curve of the loss, at most
 text_column = partial(TextColumn, markup=False)
-ROWS_BESIDE = 6  # rows of a window that the heading, the bar and what surrounds them take beside the epochs
+ROWS_BESIDE = 7  # rows of a window that the heading, the bar, the curve and what surrounds them take beside the epochs
 
 
 class TrainView(View):
-    """A row for each epoch, and a progress bar over the steps with the time left."""
+    """A row for each epoch, a progress bar over the steps with the time left, and the curve of the loss."""
 
     def __init__(self, screen: Screen, device: str, with_test: bool) -> None:
         super().__init__(screen)
@@ -85,7 +87,14 @@ class TrainView(View):
                 loss=f"loss {status.loss:.3f}" if training and status.loss is not None else "",
                 left=f"{duration(left)} left" if training and left is not None else "",
             )
-        return Group(table, self.bar)
+        return Group(table, self.bar, *self.curve())
+
+    def curve(self) -> Iterable[Text]:
+        """The loss over the run so far, as a sparkline between its first and its latest value."""
+        losses = list(self.status.losses) if self.status else []
+        if len(losses) > 1:
+            line = sparkline(losses, CURVE, self.console.options.ascii_only)
+            yield Text(f"loss {losses[0]:.3f} {line} {losses[-1]:.3f}", no_wrap=True)
 
     def lines(self) -> Iterable[str]:
         status = self.status
@@ -169,21 +178,10 @@ def evaluation_report(found: dict[str, Any], classes: list[str]) -> RenderableTy
     if "per_class" in found:
         parts.append(facts((name, percent(value) or "no images") for name, value in found["per_class"].items()))
     if "confusion" in found:
-        parts.append(confusion_table(found["confusion"], classes))
+        parts.append(ShadedConfusion(found["confusion"], classes))
     for prediction in found.get("predictions", ()):
         likely = ", ".join(f"{item['class']} {100 * item['probability']:.1f} %" for item in prediction["classes"])
         parts.append(Text(f"{prediction['file']}: {likely}"))
     if more := found["images"] - len(found.get("predictions", ())) if found["accuracy"] is None else 0:
         parts.append(Text(f"and {more:,} more images: --csv FILE writes a row for each."))
     return Group(*parts)
-
-
-def confusion_table(matrix: list[list[int]], classes: list[str]) -> Table:
-    """The confusion matrix: a row for each true class, a column for each predicted one, numbered as the rows are."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("true class")
-    for i in range(len(classes)):
-        table.add_column(str(i), justify="right")
-    for i, (name, row) in enumerate(zip(classes, matrix, strict=True)):
-        table.add_row(f"{i} {name}", *(str(count) if count else "·" for count in row))
-    return table
