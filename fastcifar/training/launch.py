@@ -75,7 +75,6 @@ class GraphedSteps(Steps):
         self.stream.wait_stream(before)
         with torch.cuda.stream(self.stream), self.state.preserved():
             for key, steps in self.state.kinds().items():
-                self.warm_up(steps[0])
                 self.graphs[key] = self.capture_step(steps[0])
             super().evaluate()
             graph = torch.cuda.CUDAGraph()
@@ -85,11 +84,15 @@ class GraphedSteps(Steps):
         before.wait_stream(self.stream)
 
     def capture_step(self, step: int) -> torch.cuda.CUDAGraph:
-        """The graph of the device's part of the step of that number; the capture itself changes no weight."""
+        """The graph of the device's part of the step of that number, made after it has run on the very same tensors:
+        kernels are compiled and chosen by how these lie, too. The capture itself changes no weight."""
         state = self.state
+        state.network.train()
         state.step = step
         state.optimizer.begin(step)
         plan = self.copy_in(state.batch_plan())
+        for _ in range(WARM_UP_RUNS):
+            forward_backward_update(state, plan)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
             forward_backward_update(state, plan)
