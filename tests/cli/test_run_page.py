@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import Browser, needs_chromium
 from conftest import leave_main
 from helpers import TINY, Call, make_folder
 from page_checks import Parsed, check_page
@@ -281,3 +282,19 @@ def test_report_of_a_record_edited_by_hand(key: str, trained: Path, tmp_path: Pa
     folder = copied(trained, tmp_path / "run", lambda record: record.update({key: {"x": []}}))
     done = call("report", folder, "--html", "page.html")
     assert done.code == 3 and "Traceback" not in done.err and not Path("page.html").exists()
+
+
+@needs_chromium
+def test_in_a_browser(odd: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTCIFAR_HOME", str(odd[0]))
+    file = tmp_path / "page.html"
+    file.write_text(run_page(odd[1]))
+    with Browser(tmp_path / "profile") as browser:
+        for width, dark in ((1400, False), (800, True), (400, False)):
+            browser.open(file, width, dark=dark)
+            assert browser.errors == [] and browser.requests == []
+            assert browser.ask("document.documentElement.scrollWidth") <= width, "the page does not scroll sideways"
+        sizes = "[...new Set([...document.images].map((image) => image.naturalWidth))].sort()"
+        assert browser.ask(sizes) == [2, 24, 32], "filters, augmented images, images as stored: all are decoded"
+        assert browser.ask("getComputedStyle(document.images[0]).imageRendering") == "pixelated"
+        assert browser.ask("JSON.parse(document.getElementById('data').textContent).seed") == 0

@@ -112,7 +112,16 @@ def test_the_latest_epochs_that_fit_a_window(monkeypatch: pytest.MonkeyPatch) ->
     live = drawn(view.draw()).splitlines()
     assert len(live) < 24 and any(line.split()[:1] == ["100"] for line in live) and "epoch" in live[1]
     view.ended = True
-    assert sum(line.split()[:1] == [str(i)] for i in range(1, 101) for line in drawn(view.draw()).splitlines()) == 100
+    numbers = [line.split()[0] for line in drawn(view.draw()).splitlines() if line.split()]
+    assert [number for number in numbers if number.isdigit()] == [str(i) for i in range(1, 101)]
+
+
+def test_the_curve_fits_a_narrow_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    view = TrainView(Screen(), "cpu", with_test=False)
+    view.update(status(losses=[float(i) for i in range(100, 0, -1)]))
+    curve = drawn(view.draw(), width=30).splitlines()[-1]
+    assert curve == "loss 100.000 █▇▇▆▅▅▄▃▂▂▁ 1.000", "30 characters"
 
 
 def test_names_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:

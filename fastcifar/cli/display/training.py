@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from fastcifar.training.trainer import Epoch, Status
 
 
-CURVE = 40  # characters of the curve of the loss, at most
+CURVE, BESIDE_CURVE = 40, 19  # characters of the curve of the loss, at most, and of the figures beside it
 text_column = partial(TextColumn, markup=False)
 ROWS_BESIDE = 7  # rows of a window that the heading, the bar, the curve and what surrounds them take beside the epochs
 
@@ -93,7 +93,8 @@ class TrainView(View):
         """The loss over the run so far, as a sparkline between its first and its latest value."""
         losses = list(self.status.losses) if self.status else []
         if len(losses) > 1:
-            line = sparkline(losses, CURVE, self.console.options.ascii_only)
+            room = max(1, min(CURVE, self.console.width - BESIDE_CURVE))
+            line = sparkline(losses, room, self.console.options.ascii_only)
             yield Text(f"loss {losses[0]:.3f} {line} {losses[-1]:.3f}", no_wrap=True)
 
     def lines(self) -> Iterable[str]:
