@@ -57,7 +57,7 @@ def search(browser: Browser, words: str) -> str:
 
 
 def test_the_icicle_zooms_tells_and_is_searched(browser: Browser, tmp_path: Path) -> None:
-    document = named(fixed_document(), "winograd", "<b>winograd</b>")
+    document = named(named(fixed_document(), "winograd", "<b>winograd</b>"), "gemm", "conv_gemm")
     show(browser, tmp_path, document)
     whole = document["kernel_ms"] + document["idle_ms"]
     conv = next(layer for layer in document["layers"] if layer["name"] == "conv")
