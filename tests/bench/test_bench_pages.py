@@ -100,9 +100,11 @@ def test_where_until_clear_stops_is_said(paged: Callable[..., Parsed], results: 
     (found,) = courses(benched(0.004), ["a", "b"], 0.1)
     for more in ((), ("--until-clear",)):
         parsed = paged(results, *more)
-        assert f"Clear after {found.clear_after} of 40 seeds: there --until-clear stops" in parsed.text("h2")
+        assert f"b against a: clear after {found.clear_after} of 40 seeds, where --until-clear stops" in parsed.text(
+            "h2"
+        )
     open_ = write(tmp_path / "o.jsonl", header("a", "b"), benched(0.0, 6))
-    assert "0 of 1 comparisons are clear: --until-clear goes on" in paged(open_).text("h2")
+    assert "b against a: not clear after 6 seeds: --until-clear goes on" in paged(open_).text("h2")
     few = write(tmp_path / "f.jsonl", header("a", "b"), benched(0.004, 2))
     assert "No finite interval yet" in paged(few).visible
 
@@ -110,18 +112,22 @@ def test_where_until_clear_stops_is_said(paged: Callable[..., Parsed], results: 
 def test_several_recipes_are_told_apart_in_the_title(paged: Callable[..., Parsed], tmp_path: Path) -> None:
     names = ("a", "b", "c", "d")
     runs = [
-        run(name, seed, 0.94 + step + 0.0001 * ((7 * seed + i) % 5), at=4.0 * seed + i)
+        run(name, seed, 0.94 + step + 0.0005 * ((7 * seed + i) % 5), at=4.0 * seed + i)
         for seed in range(10)
         for i, (name, step) in enumerate(zip(names, (0, 0.01, -0.01, 0), strict=True))
     ]
     parsed = paged(write(tmp_path / "r.jsonl", header(*names), runs))
     assert parsed.text("h1") == "Against a, more accurate: b; less accurate: c; no difference shown: d."
     assert "2 of 3 comparisons are clear: --until-clear goes on" in parsed.text("h2")
+    assert "Ahead of a with the same seed: b in 10 of 10, c in 0 of 10, d in 4 of 10" in parsed.text("h2")
+    settled = [one for one in runs if one.name != "d"]
+    parsed = paged(write(tmp_path / "s.jsonl", header(*names[:3]), settled))
+    assert re.search(r"All clear after \d of 10 seeds: there --until-clear stops", parsed.text("h2"))
 
 
 def test_names_with_markup_are_text(paged: Callable[..., Parsed], tmp_path: Path) -> None:
     parsed = paged(write(tmp_path / "r.jsonl", header(NASTY, "b"), benched(0.004, 12, (NASTY, "b"))))
-    for tag in ("title", "h1", "h2", "h3", "td", "li", "text"):
+    for tag in ("title", "h1", "h2", "td", "li", "text"):
         assert NASTY in parsed.text(tag), tag
 
 
@@ -131,7 +137,8 @@ def test_one_run_failed_runs_and_a_search_have_a_page(paged: Callable[..., Parse
     assert paged(failed).text("h1") == "No run came to an end."
     part = write(tmp_path / "3.jsonl", header("a", "b"), [run("a", 0, None), run("b", 0, 0.5), run("b", 1, 0.5)])
     assert "Not drawn: 1 that diverged or failed" in paged(part).visible
-    assert "base at 0.25" in paged(FIXTURES / "format1" / "search.jsonl").text("td")
+    searched = paged(FIXTURES / "format1" / "search.jsonl")
+    assert "base at 0.25" in searched.text("td") and "slow at 0.5 of base at 0.5 in 5 of 12" in searched.text("h2")
     assert "10.00 %" in paged(FIXTURES / "format1" / "run").visible
     assert "tiny" in paged(FIXTURES / "format1" / "profile.json").text("h1")
 

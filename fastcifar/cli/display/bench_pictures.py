@@ -176,16 +176,20 @@ def differences_part(report: Report, found: Sequence[Course]) -> Part:
         if interval:
             plot.line(group, [(100 * end, i - 0.1) for end in interval], words)
         plot.point(group, (mean, i - 0.1), words, "mean")
-    ahead = [f"{label(one.b, one.fraction)} {ahead_of(one)}" for one in found]
+    references = {(one.a, one.fraction) for one in found}
+    of = f" of {label(*references.pop())}" if len(references) == 1 else ""
+    ahead = [
+        f"{label(one.b, one.fraction)} {'' if of else f'of {label(one.a, one.fraction)} '}{won(one)}" for one in found
+    ]
     return Part(
-        f"Ahead of {label(found[0].a, found[0].fraction)} with the same seed: {listed(ahead)}",
+        f"Ahead{of} with the same seed: {listed(ahead)}",
         inline(plot.svg),
         "A point is the difference of two runs with the same seed; above them the mean with its 95 % interval "
         f"({'anytime-valid' if report.comparisons[0].sequential else 'paired t'}).{said}",
     )
 
 
-def ahead_of(course: Course) -> str:
+def won(course: Course) -> str:
     """With how many seeds b was the more accurate."""
     return f"in {sum(value > 0 for value in course.differences)} of {len(course.differences)}"
 
@@ -193,16 +197,17 @@ def ahead_of(course: Course) -> str:
 def courses_part(report: Report, found: Sequence[Course], margin: float) -> Part:
     """How the anytime-valid intervals of the differences narrowed, and where they were clear."""
     clear = [each.clear_after for each in found if each.clear_after is not None]
-    if len(clear) < len(found):
+    if len(found) == 1:
+        title = f"{course_title(found[0])}{', where --until-clear stops' if clear else ': --until-clear goes on'}"
+    elif len(clear) < len(found):
         title = f"{len(clear)} of {len(found)} comparisons are clear: --until-clear goes on"
     else:
-        title = f"Clear after {max(clear)} of {len(found[0].seeds)} seeds: there --until-clear stops"
+        title = f"All clear after {max(clear)} of {len(found[0].seeds)} seeds: there --until-clear stops"
     left_out = len(found) - MOST_COURSES
+    drawn = [(course_title(one), course_picture(one, margin, series_of(report, one))) for one in found[:MOST_COURSES]]
     return Part(
         title,
-        pictures(
-            [(course_title(one), course_picture(one, margin, series_of(report, one))) for one in found[:MOST_COURSES]]
-        ),
+        drawn[0][1] if len(drawn) == 1 else pictures(drawn),
         "The difference's anytime-valid 95 % confidence sequence, whose level is split among the comparisons: one may "
         f"look after every seed. It is clear when it excludes zero or lies within ±{margin:g} points (dashed); a bench "
         "with --until-clear stops when all are." + (f" The other {left_out} are not drawn." if left_out > 0 else ""),
