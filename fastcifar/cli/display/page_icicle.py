@@ -17,7 +17,7 @@ from fastcifar.cli.display.profile_tree import BOUNDS, COLORS, Box, fold
 
 ROW = 27  # height of a box, pixels
 LEVELS = 4
-NARROW = 0.0025  # of the width: boxes below that are folded
+NARROW = 0.004  # of the width: boxes below that are folded
 LABELLED = 1.5  # percent of the width from which a box has a label
 
 SMALLEST = 2e-5  # of the width: boxes below that are one in the page's data too, or a large network would fill it

@@ -68,7 +68,7 @@ def profile_page(document: Record) -> str:
     first = max(document["layers"], key=lambda layer: float(layer["total_ms"]))
     title = (
         f"{document['recipe']}: {ms(document['step_ms'])} ms a step of {document['batch']} images, "
-        f"{percent(first['share'], 0)} of it in {first['name']}"
+        f"{percent(first['share'], int(first['share'] < 0.1))} of it in {first['name']}"
     )
     subtitle = f"{document['dataset']}, {document['engine']} engine, {document['device']}, {versions(document)}"
     return page(title, subtitle, parts, {"icicles": [icicle_data(root, root.ms)]})

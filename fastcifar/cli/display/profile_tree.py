@@ -15,7 +15,7 @@ BOUNDS = {
     "arithmetic": "bound by arithmetic",
     "memory": "bound by memory",
     "launches": "bound by launches",
-    "plain": "not bounded by a layer's ceilings",
+    "plain": "other or mixed",
     "idle": "idle",
 }
 # Told apart by the colour-blind (Okabe and Ito, "Color Universal Design", 2008, lightened), and light enough for black

@@ -1,7 +1,7 @@
 // --- Icicle plots of a profile: a click zooms, a click on what is above or Escape zooms out, search sums ---
 
 const ROW = 27; // height of a box, pixels, as in page_icicle.py
-const NARROW = 0.0025; // of the width: boxes below that are folded
+const NARROW = 0.004; // of the width: boxes below that are folded
 const LABELLED = 26; // pixels from which a box has a label
 
 function timeText(ms) {
