@@ -45,7 +45,10 @@ def test_ctrl_c_while_the_program_starts(seconds: float, tmp_path: Path) -> None
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
-    assert process.returncode == 130 and "Traceback" not in err and err.splitlines()[-1].startswith("Interrupted")
+    # Where the interrupt passed code that `exec` ran (a dataclass in the making), CPython ends the process by SIGINT
+    # afterwards: to a shell both are 130.
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "Traceback" not in err and err.splitlines()[-1].startswith("Interrupted")
     assert not list(tmp_path.glob("runs/*"))
 
 
