@@ -19,17 +19,14 @@ from fastcifar.model.kernels import triton_pointwise as pointwise
 from fastcifar.model.kernels.build import Fused
 from fastcifar.model.kernels.convolution import is_plain_pool
 from fastcifar.model.kernels.triton_activations import DEFINITIONS, kind_of
-from fastcifar.model.kernels.triton_operators import supported
+from fastcifar.model.kernels.triton_operators import DTYPES, MOST_NUMBERS, supported
 from fastcifar.model.network import BatchNorm, ConvGroup, GlobalMax, Projection
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MOST_NUMBERS = 2**31  # the kernels count in 32 bits
 
 
 def suits(x: Tensor) -> bool:
     """Whether the kernels can do it: some images, floating point, channels-last memory, where Triton runs."""
     plain = supported(x) and x.ndim == 4 and x.dtype in DTYPES and x.size(1) <= pointwise.MOST_CHANNELS
-    return plain and 0 < x.numel() < MOST_NUMBERS and x.is_contiguous(memory_format=torch.channels_last)
+    return plain and 0 < x.numel() <= MOST_NUMBERS and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def channels_last(grad: Tensor) -> Tensor:

@@ -14,10 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcifar.model.kernels.triton_operators import define, supported
+from fastcifar.model.kernels.triton_operators import DTYPES, define, supported
 
 MOST_CLASSES = 1024
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # 2,000 x 10 logits are 40 KB: latency counts, not bandwidth. Tiles of 1,024 numbers (64 rows of 10 classes) are 8 a
 # thread, and 32 programs for 2,000 images.
 TILE = 1024

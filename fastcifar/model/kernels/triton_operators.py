@@ -16,6 +16,9 @@ from torch import Tensor
 OPERATORS = torch.library.Library("fastcifar", "FRAGMENT")  # type: ignore[no-untyped-call]
 # With TRITON_INTERPRET=1 (read by Triton when a kernel is defined) kernels run on the CPU, slowly, for tests.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# What the kernels take: numbers of these types, and so many in a map, for they count in 32 bits.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+MOST_NUMBERS = 2**31 - 1
 Count = Callable[[tuple[Any, ...], Any], int]
 TRAFFIC: dict[str, Count] = {}  # of operators that do not move each tensor once
 FLOPS: dict[str, Count] = {}  # of those that do what `torch.utils.flop_counter` counts

@@ -17,12 +17,10 @@ from torch import Tensor, nn
 
 from fastcifar.model.kernels.build import Fused, new
 from fastcifar.model.kernels.triton_activations import DEFINITIONS, activate, kind_of, slope
-from fastcifar.model.kernels.triton_operators import define, supported
+from fastcifar.model.kernels.triton_operators import DTYPES, MOST_NUMBERS, define, supported
 from fastcifar.model.network import Network
 
 LARGEST_KERNEL = 3  # pixels
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MOST_NUMBERS = 2**31 - 1  # of a map: the kernels count in 32 bits
 
 # The tensor cores multiply (pixels, 16) by (16, 8): a filter's 12 numbers and four zeros, in 8 channels. Eight channels
 # after the other waste no activation on channels that are not there; a tile of 32 for 24 would, a quarter of them.
