@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import Any
 
 from fastcifar.training.annotations import LAYER, PHASE, UPDATE
@@ -197,17 +198,39 @@ def attribute_replay(
 ) -> list[KernelTime]:
     """The same times, those of a replayed CUDA graph with the scopes of the step not captured.
 
-    A graph's kernels have one launch in common: kernel i of the replay is kernel i of the same step not captured (what
-    comes before the captured part is not in the graph), if all names agree; else their scopes are unknown.
+    A graph's kernels have one launch in common, so they are told by their order: the longest common subsequence of
+    names says which kernel of the replay is which of the step not captured (one may set memory by a kernel where the
+    other does not). One that is in the replay alone has the scope of its neighbours, if they have the same.
     """
     replays = {correlation(span.event) for span in spans if span.event["name"].startswith(REPLAY)}
     replayed = [i for i, event in enumerate(kernels) if correlation(event) in replays]
-    originals = uncaptured[max(0, len(uncaptured) - len(replayed)) :]
-    alike = [times[i].kernel for i in replayed] == [original.kernel for original in originals]
+    scopes = matched_scopes([times[i].kernel for i in replayed], uncaptured)
     result = list(times)
-    for i, original in zip(replayed, originals, strict=False):
-        result[i] = replace(times[i], scope=original.scope if alike else Scope())
+    for i, scope in zip(replayed, scopes, strict=True):
+        result[i] = replace(times[i], scope=scope)
     return result
+
+
+def matched_scopes(names: Sequence[str], originals: Sequence[KernelTime]) -> list[Scope]:
+    """The scopes of kernels of those names, from the same kernels in nearly the same order."""
+    matcher = SequenceMatcher(None, list(map(kind_of, names)), [kind_of(each.kernel) for each in originals], False)
+    scopes: list[Scope | None] = [None] * len(names)
+    for start, original, length in matcher.get_matching_blocks():
+        scopes[start : start + length] = [each.scope for each in originals[original : original + length]]
+    before = after = Scope()
+    following = []  # of each kernel, the scope of the next one that is known
+    for scope in reversed(scopes):
+        after = scope or after
+        following.append(after)
+    for i, after in enumerate(reversed(following)):
+        before = scopes[i] or before
+        scopes[i] = before if before == after else scopes[i] or Scope()
+    return [scope or Scope() for scope in scopes]
+
+
+def kind_of(name: str) -> str:
+    """The name of a kernel, one for all that set memory: in a graph the driver may use another one."""
+    return "memset" if name.lower().startswith("memset") else name
 
 
 def correlation(event: Event) -> int | None:

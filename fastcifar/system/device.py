@@ -50,6 +50,7 @@ def prepare_device(device: torch.device, threads: int | None) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = False  # a recipe in float32 is meant; its products are float32 by default
     else:
         tune_allocator()
 

@@ -34,11 +34,12 @@ class Steps:
         return self.state.evaluate(self.state.recipe.evaluation)
 
     def prepare(self) -> None:
-        """Let everything happen that happens once, and leave the state as it was: on CUDA the first step of each kind
-        and the first evaluation take seconds more than others, elsewhere nothing."""
+        """Let everything happen that happens once, and leave the state as it was: on CUDA the first whitening, step of
+        each kind and evaluation take seconds more than others, elsewhere nothing."""
         if self.state.device.type != "cuda":
             return
         with self.state.preserved():
+            self.state.whiten()
             for steps in self.state.kinds().values():
                 self.warm_up(steps[0])
             self.evaluate()
@@ -74,6 +75,7 @@ class GraphedSteps(Steps):
         before = torch.cuda.current_stream(self.state.device)
         self.stream.wait_stream(before)
         with torch.cuda.stream(self.stream), self.state.preserved():
+            self.state.whiten()
             for key, steps in self.state.kinds().items():
                 self.graphs[key] = self.capture_step(steps[0])
             super().evaluate()

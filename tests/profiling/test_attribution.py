@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from profiling_helpers import Tape, cuda_step
 
-from fastcifar.profiling.attribution import Scope, annotate, attribute, split_overlap
+from fastcifar.profiling.attribution import KernelTime, Scope, annotate, attribute, matched_scopes, split_overlap
 
 
 def test_a_cuda_trace_is_attributed_with_overlap() -> None:
@@ -64,11 +64,34 @@ def test_kernels_of_a_replay_are_those_of_the_step_not_captured() -> None:
     assert kernels[0].scope.phase == "data"
     assert [kernel.scope for kernel in kernels[1:]] == [kernel.scope for kernel in eager[1:]]
     assert {kernel.time for kernel in kernels[1:]} == {2.0}
-    strange = ["other" if name == "gelu" else name for name in captured]
-    kernels = attribute(replayed_step([(name, 2.0) for name in strange]), "cuda", eager)
-    assert all(kernel.scope == Scope() for kernel in kernels[1:]), "with another kernel it is another step"
-    kernels = attribute(replayed_step([(name, 2.0) for name in [*names, "a", "b"]]), "cuda", eager)
-    assert all(kernel.scope == Scope() for kernel in kernels[1:]), "a graph of more kernels is another step"
+
+
+def test_a_replay_with_a_few_other_kernels_is_the_same_step() -> None:
+    eager = attribute(cuda_step(), "cuda")[:-1]
+    names, scopes = [kernel.kernel for kernel in eager], [kernel.scope for kernel in eager]
+    inside = next(i for i in range(1, len(names)) if scopes[i - 1] == scopes[i])
+    border = next(i for i in range(2, len(names)) if scopes[i - 1] != scopes[i])
+
+    def replayed(names: list[str]) -> list[Scope]:
+        kernels = attribute(replayed_step([(name, 2.0) for name in names]), "cuda", eager)
+        return [kernel.scope for kernel in kernels[1:]]
+
+    for at, scope in ((inside, scopes[inside]), (border, Scope())):
+        more = [*names[:at], "other", *names[at:]]
+        assert replayed(more) == [*scopes[:at], scope, *scopes[at:]]
+        fewer = [*names[:at], *names[at + 1 :]]
+        assert replayed(fewer) == [*scopes[:at], *scopes[at + 1 :]]
+    replaced = ["other" if name == "gelu" else name for name in names]
+    assert [a == b for a, b in zip(replayed(replaced), scopes, strict=True)] == [name != "gelu" for name in names]
+    assert replayed(["x", "y"]) == [Scope(), Scope()]
+
+
+def test_setting_memory_is_known_by_any_of_its_names() -> None:
+    names = ["a", "Memset (Device)", "b"]
+    scopes = matched_scopes(
+        ["a", "memset32", "b"], [KernelTime(name, Scope(layer=str(i)), 1.0) for i, name in enumerate(names)]
+    )
+    assert [scope.layer for scope in scopes] == ["0", "1", "2"]
 
 
 def test_the_trace_for_a_viewer_has_phase_and_layer() -> None:
