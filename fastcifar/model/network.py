@@ -1,4 +1,4 @@
-"""The network: a whitening convolution, conv groups, a maximum over what is left of the image, a linear head.
+"""The network: a whitening convolution, conv groups, global pooling of what is left of the image, a linear head.
 
 One builder serves every recipe. The names of the layers are those that `profile` shows.
 """
@@ -6,7 +6,7 @@ One builder serves every recipe. The names of the layers are those that `profile
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from fastcifar.recipes.plugins import UserCode, import_object
-from fastcifar.recipes.schema import SIDE, Norm, Recipe
+from fastcifar.recipes.schema import SIDE, Norm, Recipe, padding
 from fastcifar.recipes.schema import Network as NetworkRecipe
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -84,16 +84,17 @@ class ConvGroup(nn.Module):
     Pooling stands before norm and activation, which then run on a quarter of the pixels.
     """
 
-    def __init__(self, inputs: int, width: int, convs: int, recipe: NetworkRecipe) -> None:
+    def __init__(self, inputs: int, width: int, kernels: Sequence[int], recipe: NetworkRecipe) -> None:
         super().__init__()
-        self.convs = convs
+        self.convs = len(kernels)
         self.residual = recipe.residual
         self.squeeze_excite: SqueezeExcite | None = None
-        for i in range(1, convs + 1):
-            self.add_module(f"conv{i}", nn.Conv2d(inputs if i == 1 else width, width, 3, padding="same", bias=False))
+        for i, kernel in enumerate(kernels, start=1):
+            channels = inputs if i == 1 else width
+            self.add_module(f"conv{i}", nn.Conv2d(channels, width, kernel, padding=padding(kernel), bias=False))
             if i == 1:
                 self.pool = nn.MaxPool2d(2)
-            if i == convs > 1 and recipe.squeeze_excite:
+            if i == self.convs > 1 and recipe.squeeze_excite:
                 self.squeeze_excite = SqueezeExcite(width, recipe.squeeze_excite, recipe.activation)
             self.add_module(f"norm{i}", BatchNorm(width, recipe.norm))
             self.add_module(f"act{i}", ACTIVATIONS[recipe.activation]())
@@ -103,8 +104,12 @@ class ConvGroup(nn.Module):
         numbers = range(1, self.convs + 1)
         return [(self.get_submodule(f"norm{i}"), self.get_submodule(f"act{i}")) for i in numbers]
 
+    def convolutions(self) -> list[nn.Module]:
+        """All its convolutions."""
+        return [self.get_submodule(f"conv{i}") for i in range(1, self.convs + 1)]
+
     def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, H, W) to (N, width, H // 2, W // 2)."""
+        """(N, inputs, H, W) to (N, width, H // 2, W // 2), or somewhat smaller where kernels are even."""
         first = x
         for i in range(1, self.convs + 1):
             x = self.get_submodule(f"conv{i}")(x)
@@ -146,6 +151,22 @@ class GlobalMax(nn.Module):
         return x.amax(dim=(2, 3))
 
 
+class GlobalMaxMean(nn.Module):
+    """The maximum over all pixels plus their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.max = GlobalMax()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C)."""
+        out: Tensor = self.max(x) + x.mean(dim=(2, 3))
+        return out
+
+
+POOLS: dict[str, type[nn.Module]] = {"max": GlobalMax, "max_mean": GlobalMaxMean}
+
+
 class Head(nn.Linear):
     """A linear layer without bias whose logits are scaled down, so that training begins from even odds."""
 
@@ -172,12 +193,12 @@ class Network(nn.Module):
             width = recipe.project
         else:
             self.act = ACTIVATIONS[whiten.activation]()
-        for i, (inputs, outputs, convs) in enumerate(
-            zip((width, *recipe.widths), recipe.widths, recipe.convs, strict=False), start=1
+        for i, (inputs, outputs, kernels) in enumerate(
+            zip((width, *recipe.widths), recipe.widths, recipe.kernel_sizes(), strict=False), start=1
         ):
-            self.add_module(f"group{i}", ConvGroup(inputs, outputs, convs, recipe))
+            self.add_module(f"group{i}", ConvGroup(inputs, outputs, kernels, recipe))
         self.groups = len(recipe.widths)
-        self.pool = GlobalMax()
+        self.pool = POOLS[recipe.pool]()
         self.head = Head(recipe.widths[-1], classes, recipe.head.scale)
         self.recipe = recipe
 
@@ -197,13 +218,15 @@ class Network(nn.Module):
 
         The whitening filters stay unset until `set_whitening`.
         """
+        groups = [module for module in self.modules() if isinstance(module, ConvGroup)]
+        dirac = [conv for group in groups for conv in group.convolutions()] if self.recipe.dirac else []
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 for parameter in module.parameters(recurse=False):
                     # Made on the CPU and copied at once: filter by filter a GPU would need thousands of launches.
                     fresh = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-                    if parameter.ndim == 4 and module.padding == "same" and self.recipe.dirac:
+                    if module in dirac:
                         nn.init.dirac_(fresh[: parameter.size(1)])
                     if module is self.head and self.recipe.head.unit_std:
                         fresh /= fresh.std()

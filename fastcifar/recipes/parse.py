@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from fastcifar.errors import DataError, UsageError, known_as, nearest
 from fastcifar.recipes import schedule
-from fastcifar.recipes.schema import SIDE, SMALLEST_SIDE, Optimizer, Recipe, Sgd
+from fastcifar.recipes.schema import SIDE, SMALLEST_SIDE, Optimizer, Recipe, Sgd, shrinkage
 from fastcifar.system.text import read_text
 
 FOLDER = Path(__file__).parent
@@ -303,6 +303,17 @@ def _check_whole(recipe: Recipe, where: str) -> None:
         raise UsageError(f"In {where}, 'network.widths' and 'network.convs' must be lists of the same, nonzero length.")
     if len(network.widths) > 4:
         raise UsageError(f"In {where}, 'network.widths' names more than 4 groups: each halves the 32 pixels.")
+    if network.kernels and tuple(map(len, network.kernels)) != network.convs:
+        example = [[3] * convs for convs in network.convs]
+        raise UsageError(
+            f"In {where}, 'network.kernels' must name one kernel size for each of 'network.convs', for example "
+            f"{example}, or be empty."
+        )
+    if network.residual and any(shrinkage(size) for sizes in network.kernels for size in sizes[1:]):
+        raise UsageError(
+            f"In {where}, 'network.residual' needs odd 'network.kernels' behind the first of a group: even ones shrink "
+            "the map."
+        )
     if network.norm.ghost and recipe.training.batch_size % network.norm.ghost:
         raise UsageError(f"In {where}, 'training.batch_size' must be a multiple of 'network.norm.ghost'.")
     if any(len(polynomial) != 3 for polynomial in filters.newton_schulz):
@@ -315,7 +326,7 @@ def _check_whole(recipe: Recipe, where: str) -> None:
     if network.last_side(smallest) < 1 and not network.factory:
         raise UsageError(
             f"In {where}, nothing is left of images of {smallest} pixels after {len(network.widths)} groups: take "
-            "larger images, fewer 'network.widths' or a smaller 'network.whiten.kernel'."
+            "larger images, fewer 'network.widths' or smaller kernels ('network.whiten.kernel', 'network.kernels')."
         )
     sections = {item.name: getattr(recipe.optimizer, item.name) for item in dataclasses.fields(Optimizer)}
     schedules = {

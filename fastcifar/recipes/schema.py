@@ -98,19 +98,42 @@ class Network:
     project: Annotated[int, Range(0, 4096)] = 0  # channels of a 1x1 convolution with norm after whitening; 0: none
     widths: tuple[Annotated[int, Range(1, 8192)], ...] = (64, 256, 256)  # channels of each conv group
     convs: tuple[Annotated[int, Range(1, 16)], ...] = (2, 2, 2)  # convolutions in each conv group
+    # Kernel size of each convolution, a list for each group; none: 3 everywhere. Even ones shrink the map by a pixel.
+    kernels: tuple[tuple[Annotated[int, Range(1, 5)], ...], ...] = ()
     residual: bool = False  # add the input of a group's second convolution to its output
     squeeze_excite: Annotated[int, Range(0, 1024)] = (
         0  # reduction ratio, in groups of two or more convolutions; 0: none
     )
     activation: Activation = "gelu"
-    dirac: bool = True  # Dirac initialisation: 3x3 filters start as the identity on their input channels
+    dirac: bool = True  # Dirac initialisation: filters of the groups start as the identity on their input channels
+    pool: Literal["max", "max_mean"] = "max"  # global pooling before the head: the maximum, or maximum plus mean
     norm: Norm = Norm()
     head: Head = Head()
     factory: str = ""  # user code, as module:name, called with this section and the number of classes
 
     def last_side(self, side: int) -> int:
         """The side, in pixels, of what is left of images of `side` pixels after all groups."""
-        return (side + 2 * self.whiten.padding - self.whiten.kernel + 1) >> len(self.widths)
+        side += 2 * self.whiten.padding - self.whiten.kernel + 1
+        for first, *others in self.kernel_sizes():
+            side = (side - shrinkage(first)) // 2 - sum(map(shrinkage, others))
+        return side
+
+    def kernel_sizes(self) -> tuple[tuple[int, ...], ...]:
+        """The kernel size of each convolution, group by group."""
+        return self.kernels or tuple((3,) * convs for convs in self.convs)
+
+
+def padding(kernel: int) -> int:
+    """The padding, in pixels, of a convolution of a conv group: an odd kernel keeps the side of the map.
+
+    An even one shrinks it by a pixel: to keep it, PyTorch would first copy the map to pad it on one side.
+    """
+    return (kernel - 1) // 2
+
+
+def shrinkage(kernel: int) -> int:
+    """By how many pixels the side of a map shrinks in a convolution of a conv group."""
+    return kernel - 1 - 2 * padding(kernel)
 
 
 @dataclass(frozen=True)
