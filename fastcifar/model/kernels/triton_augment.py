@@ -20,8 +20,7 @@ from fastcifar.model.kernels.triton_operators import define, supported
 from fastcifar.recipes.schema import SIDE, SMALLEST_SIDE
 
 # Two pixels a thread: with three channels and up to 4 x 4 filter taps 96 loads that wait for nothing but the image's
-# row, and what is computed once for an image costs less a pixel. Blocks of 128 leave few threads idle in small images
-# (24 x 24 are 4.5 blocks), and 32 of them fill a multiprocessor of an H100 (2,048 threads).
+# row. Blocks of 128 leave few threads idle in small images (24 x 24 are 4.5 blocks).
 PIXELS = 128
 WARPS = 2
 SCHEMA = (
@@ -61,32 +60,23 @@ def augment_kernel(
 ):
     """PIXELS pixels of one image a program, from TAPS x TAPS pixels of SOURCE x SOURCE each.
 
-    Tiles are (channels, pixels): the threads of a warp read neighbouring bytes of one channel. What is written has
-    the channels last; Triton turns the tile for that.
+    A thread has all channels of its pixels: what they are made of is found once for three loads, and the threads of a
+    warp read neighbouring bytes of one channel.
     """
     blocks: tl.constexpr = (SIZE * SIZE + PIXELS - 1) // PIXELS
     image = (tl.program_id(0) // blocks).to(tl.int64)
-    pixel = tl.program_id(0) % blocks * PIXELS + tl.arange(0, PIXELS)[None, :]
-    channel = tl.arange(0, 4)[:, None]
+    pixel = tl.program_id(0) % blocks * PIXELS + tl.arange(0, PIXELS)
     inside = pixel < SIZE * SIZE
-    exists = (channel < 3) & inside
-    # (value / 255 - mean) / std, brightness and contrast in one multiplication and one addition.
-    scale = 1 / (tl.load(std + channel, channel < 3, other=1.0) * 255)
-    offset = tl.load(mean + channel, channel < 3, other=0.0) * -255 * scale
-    if brightness is not None:
-        offset += tl.load(brightness + image)
-    if contrast is not None:
-        scale *= tl.load(contrast + image)
-        offset *= tl.load(contrast + image)
     top, left = pixel // SIZE, pixel % SIZE
     if filters is not None:
         vertical, horizontal = filters + top * (TAPS + 1), filters + left * (TAPS + 1)
-        top, left = (
-            tl.load(vertical, inside, other=0.0).to(tl.int32),
-            tl.load(horizontal, inside, other=0.0).to(tl.int32),
-        )
-    source = images + tl.load(index + image) * (3 * SOURCE * SOURCE) + channel * (SOURCE * SOURCE)
-    total = tl.zeros((4, PIXELS), tl.float32)
+        top = tl.load(vertical, inside, other=0.0).to(tl.int32)
+        left = tl.load(horizontal, inside, other=0.0).to(tl.int32)
+    source = images + tl.load(index + image) * (3 * SOURCE * SOURCE)
+    red = tl.zeros((PIXELS,), tl.float32)
+    green = tl.zeros((PIXELS,), tl.float32)
+    blue = tl.zeros((PIXELS,), tl.float32)
+    weights = tl.zeros((PIXELS,), tl.float32)  # of all pixels that are not cut out
     for i in tl.static_range(TAPS):
         row = top + i
         source_row = row
@@ -99,17 +89,29 @@ def augment_kernel(
                 source_column = tl.where(tl.load(flip + image), SOURCE - 1 - column, column)
             if shift is not None:
                 source_column = reflected(source_column + tl.load(shift + image * 2 + 1).to(tl.int32), SOURCE)
-            value = tl.load(source + source_row * SOURCE + source_column, exists, other=0)
-            value = value.to(tl.float32) * scale + offset
+            weight = tl.full((PIXELS,), 1.0, tl.float32)
+            if filters is not None:
+                weight = tl.load(vertical + 1 + i, inside, other=0.0) * tl.load(horizontal + 1 + j, inside, other=0.0)
             if box is not None:
                 down, right = row - tl.load(box + image * 2), column - tl.load(box + image * 2 + 1)
                 cut = (down >= 0) & (down < cutout) & (right >= 0) & (right < cutout)
-                value = tl.where(cut, 0.0, value)
-            if filters is not None:
-                value *= tl.load(vertical + 1 + i, inside, other=0.0) * tl.load(horizontal + 1 + j, inside, other=0.0)
-            total += value
-    at = image * (3 * SIZE * SIZE) + pixel * 3 + channel
-    tl.store(out + at, total.to(out.dtype.element_ty), exists)
+                weight = tl.where(cut, 0.0, weight)
+            at = source + source_row * SOURCE + source_column
+            red += weight * tl.load(at, inside, other=0).to(tl.float32)
+            green += weight * tl.load(at + SOURCE * SOURCE, inside, other=0).to(tl.float32)
+            blue += weight * tl.load(at + 2 * SOURCE * SOURCE, inside, other=0).to(tl.float32)
+            weights += weight
+    for channel in tl.static_range(3):
+        # (value / 255 - mean) / std, brightness and contrast in one multiplication and one addition.
+        scale = 1 / (tl.load(std + channel) * 255)
+        offset = tl.load(mean + channel) * -255 * scale
+        if brightness is not None:
+            offset += tl.load(brightness + image)
+        if contrast is not None:
+            scale *= tl.load(contrast + image)
+            offset *= tl.load(contrast + image)
+        value = (red if channel == 0 else green if channel == 1 else blue) * scale + weights * offset
+        tl.store(out + image * (3 * SIZE * SIZE) + pixel * 3 + channel, value.to(out.dtype.element_ty), inside)
 
 
 @cache
