@@ -3,7 +3,7 @@ the operators, their gradients, and who uses them.
 
 The method is Winograd's F(4x4, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016); the
 kernels are in `convolution.cpp`. Results differ from the definition's by a relative 1e-6 to 1e-5, gradients
-of filters by up to 5e-5.
+of filters by up to 5e-5. Kernels of other sizes stay PyTorch's: a matrix product is no faster than its 1x1 convolution.
 """
 
 from __future__ import annotations
