@@ -151,20 +151,15 @@ class GlobalMax(nn.Module):
         return x.amax(dim=(2, 3))
 
 
-class GlobalMaxMean(nn.Module):
+class GlobalMaxMean(GlobalMax):
     """The maximum over all pixels plus their mean."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.max = GlobalMax()
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C)."""
-        out: Tensor = self.max(x) + x.mean(dim=(2, 3))
-        return out
+        return super().forward(x) + x.mean(dim=(2, 3))
 
 
-POOLS: dict[str, type[nn.Module]] = {"max": GlobalMax, "max_mean": GlobalMaxMean}
+POOLS: dict[str, type[GlobalMax]] = {"max": GlobalMax, "max_mean": GlobalMaxMean}
 
 
 class Head(nn.Linear):

@@ -275,7 +275,8 @@ def _convert(kind: Any, value: Any, where: str, name: str) -> Any:
     if origin is tuple and isinstance(value, (list, tuple)):
         inner = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         if len(inner) == len(value):
-            return tuple(_convert(part, item, where, name) for part, item in zip(inner, value, strict=True))
+            items = enumerate(zip(inner, value, strict=True))
+            return tuple(_convert(part, item, where, f"{name}[{i}]") for i, (part, item) in items)
     if kind is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
     if kind in (int, bool, str) and type(value) is kind:

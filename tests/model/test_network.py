@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcifar.model.network import BatchNorm, Network, patch_covariance, trained_parameters
@@ -15,6 +16,7 @@ from fastcifar.recipes.schema import Norm
 from fastcifar.training.flops import count_flops, image_flops
 
 ALL = recipe_names()
+CHEAP_EARLY = ("network.kernels=[[3, 1], [3, 1], [2, 3]]", "network.pool=max_mean")  # as NAVIER's for CIFAR-100
 
 
 def network_of(name: str, *overrides: str, seed: int = 0) -> Network:
@@ -48,11 +50,14 @@ def test_smaller_images_count_for_the_steps_that_see_them() -> None:
     assert small < whole and half == (whole + small) / 2
 
 
-@pytest.mark.parametrize(("name", "side"), [*((name, 32) for name in ALL), ("quick90", 20)])
-def test_counted_operations_are_the_flop_counters(name: str, side: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "overrides", "side"),
+    [*((name, (), 32) for name in ALL), ("quick90", (), 20), ("quick90", CHEAP_EARLY, 32), ("air94", CHEAP_EARLY, 21)],
+)
+def test_counted_operations_are_the_flop_counters(name: str, overrides: tuple[str, ...], side: int) -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    network = network_of(name).eval()
+    network = network_of(name, *overrides).eval()
     with FlopCounterMode(display=False) as counter:
         logits = network(torch.zeros(1, 3, side, side))
     forward = counter.get_total_flops()
@@ -96,11 +101,86 @@ def test_the_covariance_in_chunks_is_that_of_all_patches(centered: bool) -> None
     torch.testing.assert_close(patch_covariance(images.split(1000), 2, centered), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_dirac_filters_pass_their_input_on() -> None:
-    conv = network_of("air94").get_submodule("group2.conv1")
-    assert isinstance(conv, nn.Conv2d)
+def cheap_early(images: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """The logits of `quick90` with CHEAP_EARLY in training, written out."""
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, correction=0)
+        return (x - mean) / torch.sqrt(var + 1e-12) + weights[f"{name}.bias"][:, None, None]
+
+    x = F.gelu(F.conv2d(images, weights["whiten.weight"], weights["whiten.bias"]))
+    for group, (first, second) in {"group1": (1, 0), "group2": (1, 0), "group3": (0, 1)}.items():
+        x = F.max_pool2d(F.conv2d(x, weights[f"{group}.conv1.weight"], padding=first), 2)
+        x = F.gelu(norm(x, f"{group}.norm1"))
+        x = F.conv2d(x, weights[f"{group}.conv2.weight"], padding=second)
+        x = F.gelu(norm(x, f"{group}.norm2"))
+    pooled = x.flatten(2).max(2).values + x.flatten(2).mean(2)
+    return pooled @ weights["head.weight"].T / pooled.size(1)
+
+
+def test_kernel_sizes_and_pooling_are_those_written_out() -> None:
+    network = network_of("quick90", *CHEAP_EARLY).double()
+    shapes = [tuple(p.shape[2:]) for name, p in network.named_parameters() if "conv" in name]
+    assert shapes == [(3, 3), (1, 1), (3, 3), (1, 1), (2, 2), (3, 3)]
+    generator = torch.Generator().manual_seed(0)
+    network.set_whitening([torch.randn(50, 3, 32, 32, generator=generator)])
+    images = torch.randn(4, 3, 27, 27, generator=generator).double()
+    weights = {name: each.detach().clone().requires_grad_() for name, each in network.named_parameters()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        logits = network(images)
+    expected = cheap_early(images, weights)
+    torch.testing.assert_close(logits, expected)
+    logits.square().sum().backward()
+    expected.square().sum().backward()
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter.grad, weights[name].grad, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_a_kernel_of_3_everywhere_is_the_default() -> None:
+    plain, named = (
+        network_of("hlb").state_dict(),
+        network_of("hlb", "network.kernels=[[3, 3, 3], [3], [3, 3, 3]]").state_dict(),
+    )
+    assert all(torch.equal(plain[key], named[key]) for key in plain)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sides"),
+    [
+        (("network.kernels=[[3, 1], [3, 1], [2, 3]]",), [31, 15, 7, 3]),
+        (("network.kernels=[[2, 2], [4, 1], [5, 5]]",), [31, 14, 6, 3]),
+        (("network.kernels=[[4], [3, 2, 2]]", "network.convs=[1, 3]", "network.widths=[8, 8]"), [31, 15, 5]),
+    ],
+)
+def test_even_kernels_shrink_the_maps(overrides: tuple[str, ...], sides: list[int]) -> None:
+    network, seen = network_of("tiny", *overrides), []
+    for name in ("whiten", *(f"group{i}" for i in range(1, network.groups + 1))):
+        network.get_submodule(name).register_forward_hook(lambda module, inputs, output: seen.append(output.shape[-1]))
+    for side in range(32, 15, -1):
+        seen.clear()
+        network(torch.zeros(2, 3, side, side))
+        assert seen == sides or side < 32
+        assert seen[-1] == network.recipe.last_side(side)
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
+def test_dirac_filters_pass_their_input_on(kernel: int) -> None:
+    conv = network_of("air94", f"network.kernels=[[3, 3], [{kernel}, 3], [3, 3]]").get_submodule("group2.conv1")
+    assert isinstance(conv, nn.Conv2d) and conv.kernel_size == (kernel, kernel)
     x = torch.randn(2, 64, 9, 9)
-    torch.testing.assert_close(conv(x)[:, :64], x)
+    shifted = x if kernel % 2 else x[:, :, 1:, 1:]
+    torch.testing.assert_close(conv(x)[:, :64], shifted)
+
+
+def test_all_convolutions_of_groups_and_no_others_begin_as_dirac_filters() -> None:
+    settings = (*CHEAP_EARLY, "network.project=30")
+    with_dirac, without = (
+        network_of("tiny", *settings, f"network.dirac={on}").state_dict() for on in ("true", "false")
+    )
+    changed = {key.removesuffix(".weight") for key in with_dirac if not with_dirac[key].equal(without[key])}
+    assert changed == {f"group{i}.conv{j}" for i in (1, 2, 3) for j in (1, 2)}
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:

@@ -29,6 +29,24 @@ def test_a_printed_recipe_is_the_same_recipe(name: str, tmp_path: Path) -> None:
     assert original.summary
 
 
+def test_kernel_sizes_are_written_and_read(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        recipe_to_toml(load_recipe("air94", "network.kernels=[[3, 1], [3, 1], [2, 3]]"))
+    )
+    assert load_recipe(str(tmp_path / "mine.toml")).network.kernel_sizes() == ((3, 1), (3, 1), (2, 3))
+    assert load_recipe("air94", "network.convs=[1, 2, 1]").network.kernel_sizes() == ((3,), (3, 3), (3,))
+
+
+def test_even_kernels_need_room() -> None:
+    smallest = ("network.kernels=[[3, 3], [3, 3], [2, 2]]", "data.resolution=[[0, 16], [1, 32]]")
+    with pytest.raises(UsageError, match="nothing is left of images of 16 pixels"):
+        load_recipe("air94", *smallest)
+    assert load_recipe("air94", smallest[0].replace("2, 2", "2, 1"), smallest[1]).network.last_side(16) == 1
+    with pytest.raises(UsageError, match="'network.residual' needs odd 'network.kernels' behind the first"):
+        load_recipe("air94", "network.kernels=[[3, 2], [3, 3], [3, 3]]", "network.residual=true")
+    assert load_recipe("air94", "network.kernels=[[2, 3], [3, 3], [3, 3]]", "network.residual=true")
+
+
 def test_the_recipes_of_the_design_are_there() -> None:
     assert {"hlb-first", "hlb", "hlb-3x3", "hlb-nose", "air94", "hive94", "fast94", "quick90", "tiny"} <= set(
         recipe_names()
@@ -82,6 +100,12 @@ def test_a_file_extends_a_recipe_and_a_file(tmp_path: Path) -> None:
         ("network.widths=[64, 0, 64]", "in 1..8,192"),
         ("network.widths=[64, 64]", "same, nonzero length"),
         ("network.norm.ghost=33", "multiple of"),
+        ("network.kernels=[[3, 1], [3, 1]]", "for example [[3, 3], [3, 3], [3, 3]]"),
+        ("network.kernels=[[3, 1], [3, 1], [3]]", "one kernel size for each of 'network.convs'"),
+        ("network.kernels=[[3, 1], 1, 2]", "'network.kernels[1]' must be a list, each item a whole number, not 1"),
+        ("network.kernels=[[3, 1], [3, 1], [0, 3]]", "'network.kernels[2][0]' is 0, but must be in 1..5"),
+        ("network.kernels=[[3, 1], [3, 1], [6, 3]]", "'network.kernels[2][0]' is 6, but must be in 1..5"),
+        ("network.pool=mean", "did you mean 'max_mean'"),
         ("optimizer.filters.newton_schulz=[[1, 2]]", "three numbers"),
         ("optimizer.filters.renormalize=[[0, 0]]", "at least 1 everywhere"),
         ("optimizer.filters.schedule=[[0.5, 1], [0.1, 0]]", "goes back"),

@@ -28,7 +28,13 @@ def dataset() -> Dataset:
 
 
 @pytest.mark.parametrize(
-    ("name", "further"), [("tiny", []), ("hive94", [GROWING]), ("hlb", ["network.project=8", "ema.every=1"])]
+    ("name", "further"),
+    [
+        ("tiny", []),
+        ("tiny", ["network.kernels=[[3, 1], [1, 3], [2, 3]]", "network.pool=max_mean"]),
+        ("hive94", [GROWING]),
+        ("hlb", ["network.project=8", "ema.every=1"]),
+    ],
 )
 def test_all_kinds_of_step_agree_with_the_eager_engine(name: str, further: list[str], dataset: Dataset) -> None:
     found = check_engine(load_recipe(name, *SMALL, PLAIN, *further), dataset, CPU, OwnKernels())

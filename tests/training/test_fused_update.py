@@ -33,7 +33,7 @@ STEPS = 4
 NARROW = "network.widths=[16, 24, 24]"
 FROZEN = "optimizer.whiten_bias.schedule=[[0, 1], [0.5, 0]]"
 RECIPES = {
-    "air94": load_recipe("air94", NARROW, FROZEN),
+    "air94": load_recipe("air94", NARROW, FROZEN, "network.kernels=[[3, 1], [3, 1], [2, 3]]"),
     "hive94": load_recipe(
         "hive94", NARROW, FROZEN, "optimizer.filters.weight_decay=0.1", "optimizer.filters.renormalize=[[0, 2]]"
     ),

@@ -22,7 +22,7 @@ from fastcifar.training.orthogonal import (
 MUON = ((3.4445, -4.7750, 2.0315),) * 3
 AIR94 = [(64, 216), (64, 576), (256, 576), (256, 2304), (256, 2304), (256, 2304)]
 # Wide, square, tall, and of two dimensions: the fewest rows 6, the fewest columns 10.
-SHAPES = [(8, 4, 3, 3), (16, 8, 3, 3), (8, 4, 3, 3), (24, 2, 3, 3), (6, 10), (40, 10)]
+SHAPES = [(8, 4, 3, 3), (16, 8, 3, 3), (8, 4, 3, 3), (24, 2, 3, 3), (6, 10), (40, 10), (24, 12, 1, 1), (8, 8, 2, 2)]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -31,6 +31,7 @@ def dataset() -> Dataset:
     [
         ("tiny", []),
         ("tiny", ["network.norm.ghost=16"]),
+        ("tiny", ["network.kernels=[[3, 1], [1, 3], [2, 3]]", "network.pool=max_mean"]),
         ("hive94", ["data.resolution=[[0, 24], [0.5, 24], [0.5, 32]]"]),
         ("hlb", ["network.project=8", "ema.every=2"]),
     ],

@@ -1,5 +1,5 @@
 """What stands between convolutions on a GPU, on Triton kernels: pooling with batch normalisation and activation,
-normalisation with activation, activations alone, the maximum over all pixels; their gradients, and who uses them.
+normalisation with activation, activations alone, global pooling; their gradients, and who uses them.
 
 No gradient keeps more than the map that was normalised (after pooling), a byte for each maximum, and a few numbers for
 each channel: what lies between is made again in the backward pass, which is cheaper than to read it. Nothing here waits
@@ -20,7 +20,7 @@ from fastcifar.model.kernels.build import Fused
 from fastcifar.model.kernels.convolution import is_plain_pool
 from fastcifar.model.kernels.triton_activations import DEFINITIONS, kind_of
 from fastcifar.model.kernels.triton_operators import DTYPES, MOST_NUMBERS, supported
-from fastcifar.model.network import BatchNorm, ConvGroup, GlobalMax, Projection
+from fastcifar.model.network import BatchNorm, ConvGroup, GlobalMax, GlobalMaxMean, Projection
 
 
 def suits(x: Tensor) -> bool:
@@ -52,23 +52,22 @@ class Activation(torch.autograd.Function):
 
 
 class Maximum(torch.autograd.Function):
-    """The maximum over all pixels with its gradient, which goes to the first of equal maxima (as in pooling; that of
-    `torch.amax` is shared by them)."""
+    """The maximum over all pixels, plus their mean where `mean`, with its gradient. That of the maximum goes to the
+    first of equal ones (as in pooling; that of `torch.amax` is shared by them)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, mean: bool) -> Tensor:
         """x (N, C, H, W) to (N, C)."""
         y: Tensor
-        y, chosen = pointwise.GLOBAL_MAX(x)
+        y, chosen = pointwise.GLOBAL_MAX(x, mean)
         ctx.save_for_backward(chosen)
-        ctx.size = x.shape[2:]
+        ctx.mean, ctx.size = mean, x.shape[2:]
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """The gradient of x."""
-        dx: Tensor = pointwise.GLOBAL_MAX_BACKWARD(grad.contiguous(), *ctx.saved_tensors, *ctx.size)
-        return dx
+        return pointwise.GLOBAL_MAX_BACKWARD(grad.contiguous(), *ctx.saved_tensors, ctx.mean, *ctx.size), None
 
 
 class Normalization(torch.autograd.Function):
@@ -148,14 +147,26 @@ class FastActivation(nn.Module):
         return y
 
 
+def few_pixels(x: Tensor) -> bool:
+    """Whether the kernels can pool all pixels of these maps."""
+    return suits(x) and x.size(2) * x.size(3) <= pointwise.MOST_PIXELS
+
+
 class FastGlobalMax(GlobalMax):
     """The maximum over all pixels on these kernels where they can do it."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C)."""
-        if not (suits(x) and x.size(2) * x.size(3) <= pointwise.MOST_PIXELS):
-            return super().forward(x)
-        y: Tensor = Maximum.apply(x)
+        y: Tensor = Maximum.apply(x, False) if few_pixels(x) else super().forward(x)
+        return y
+
+
+class FastGlobalMaxMean(GlobalMaxMean):
+    """The maximum over all pixels plus their mean on these kernels where they can do it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C)."""
+        y: Tensor = Maximum.apply(x, True) if few_pixels(x) else super().forward(x)
         return y
 
 
@@ -179,6 +190,8 @@ def install(network: nn.Module) -> None:
             module.kind = kind  # type: ignore[assignment]
         elif type(module) is GlobalMax:
             module.__class__ = FastGlobalMax
+        elif type(module) is GlobalMaxMean:
+            module.__class__ = FastGlobalMaxMean
 
 
 def is_plain_norm(norm: nn.Module) -> bool:

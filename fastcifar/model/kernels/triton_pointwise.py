@@ -1,4 +1,5 @@
-"""Triton kernels for activations, and for the maximum over all pixels: one operator is one kernel launch.
+"""Triton kernels for activations, and for the maximum over all pixels, with or without their mean: one operator is one
+kernel launch.
 
 Maps are (N, C, H, W) in channels-last memory, float16, bfloat16 or float32; all arithmetic is in float32. Sizes are not
 specialised (Triton would compile again for a size that is 1 or a multiple of 16): a kernel is compiled once for each
@@ -70,37 +71,53 @@ def activation_backward_kernel(x, grad, dx, units, UNIT: tl.constexpr, KIND: tl.
 
 @triton.jit(do_not_specialize=["images", "pixels"])
 def global_max_kernel(
-    x, y, chosen, images, pixels, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, UNROLL: tl.constexpr
+    x,
+    y,
+    chosen,
+    images,
+    pixels,
+    MEAN: tl.constexpr,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
-    """One program for ROWS images. The first of equal maxima is chosen; NaN is larger than any number."""
+    """One program for ROWS images. The first of equal maxima is chosen; NaN is larger than any number. With MEAN the
+    mean is added."""
     c = tl.arange(0, COLUMNS)[None, :]
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     ok = (n < images) & (c < C)
     at = n * pixels * C + c
     best = tl.load(x + at, ok, other=0.0).to(tl.float32)
+    total = best
     place = tl.zeros((ROWS, COLUMNS), tl.int32)
     for p in tl.range(1, pixels, loop_unroll_factor=UNROLL):
         v = tl.load(x + at + p * C, ok, other=0.0).to(tl.float32)
         larger = (v > best) | (v != v)
         best = tl.where(larger, v, best)
         place = tl.where(larger, p, place)
+        total += v
+    if MEAN:
+        best += total / pixels
     tl.store(y + n * C + c, best.to(y.dtype.element_ty), ok)
     tl.store(chosen + n * C + c, place.to(tl.uint8), ok)
 
 
 @triton.jit(do_not_specialize=["images", "pixels"])
 def global_max_backward_kernel(
-    grad, chosen, dx, images, pixels, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+    grad, chosen, dx, images, pixels, MEAN: tl.constexpr, C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """One program for ROWS images: the gradient where the maximum was, zero at their other pixels."""
+    """One program for ROWS images: the gradient where the maximum was, zero at their other pixels; with MEAN its share
+    of a pixel is added at all."""
     c = tl.arange(0, COLUMNS)[None, :]
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     ok = (n < images) & (c < C)
-    g = tl.load(grad + n * C + c, ok, other=0.0)
+    g = tl.load(grad + n * C + c, ok, other=0.0).to(tl.float32)
+    share = g / pixels if MEAN else 0.0
     place = tl.load(chosen + n * C + c, ok, other=0).to(tl.int32)
     at = n * pixels * C + c
     for p in range(pixels):
-        tl.store(dx + at + p * C, tl.where(place == p, g, 0.0).to(dx.dtype.element_ty), ok)
+        tl.store(dx + at + p * C, (tl.where(place == p, g, 0.0) + share).to(dx.dtype.element_ty), ok)
 
 
 def like(x: Tensor, *others: Any) -> Tensor:
@@ -132,35 +149,55 @@ def activation_backward(x: Tensor, grad: Tensor, kind: str) -> Tensor:
     return dx
 
 
-def global_max_outputs(x: Tensor) -> tuple[Tensor, Tensor]:
+def global_max_outputs(x: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
     """Memory for what `global_max` gives."""
     return x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2], dtype=torch.uint8)
 
 
-def global_max(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The maximum over the pixels (at most MOST_PIXELS) of x (N, C, H, W): (N, C), and which pixel it is, uint8."""
-    y, chosen = global_max_outputs(x)
+def global_max(x: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
+    """The maximum over the pixels (at most MOST_PIXELS) of x (N, C, H, W), plus their mean where `mean`: (N, C); and
+    which pixel the maximum is, uint8."""
+    y, chosen = global_max_outputs(x, mean)
     images, channels, height, width = x.shape
     # Few elements a program, for there are few: 384 programs for 1,536 images of 256 channels. Four loads at once.
     part = split(images, channels, ELEMENTS // 4, images)
     global_max_kernel[(part.programs,)](
-        x, y, chosen, images, height * width, C=channels, ROWS=part.rows, COLUMNS=part.columns, UNROLL=4, num_warps=4
+        x,
+        y,
+        chosen,
+        images,
+        height * width,
+        MEAN=mean,
+        C=channels,
+        ROWS=part.rows,
+        COLUMNS=part.columns,
+        UNROLL=4,
+        num_warps=4,
     )
     return y, chosen
 
 
-def global_max_backward_outputs(grad: Tensor, chosen: Tensor, height: int, width: int) -> Tensor:
+def global_max_backward_outputs(grad: Tensor, chosen: Tensor, mean: bool, height: int, width: int) -> Tensor:
     """Memory for what `global_max_backward` gives."""
     return new(grad, (*grad.shape, height, width), grad.dtype)
 
 
-def global_max_backward(grad: Tensor, chosen: Tensor, height: int, width: int) -> Tensor:
-    """The gradient of a map (N, C, H, W) from that of its maxima (N, C), all of it written."""
-    dx = global_max_backward_outputs(grad, chosen, height, width)
+def global_max_backward(grad: Tensor, chosen: Tensor, mean: bool, height: int, width: int) -> Tensor:
+    """The gradient of a map (N, C, H, W) from that of what `global_max` gave (N, C), all of it written."""
+    dx = global_max_backward_outputs(grad, chosen, mean, height, width)
     images, channels = grad.shape
     part = split(images, channels, ELEMENTS // 4, images)
     global_max_backward_kernel[(part.programs,)](
-        grad, chosen, dx, images, height * width, C=channels, ROWS=part.rows, COLUMNS=part.columns, num_warps=4
+        grad,
+        chosen,
+        dx,
+        images,
+        height * width,
+        MEAN=mean,
+        C=channels,
+        ROWS=part.rows,
+        COLUMNS=part.columns,
+        num_warps=4,
     )
     return dx
 
@@ -169,9 +206,9 @@ ACTIVATION = define("triton_activation(Tensor x, str kind) -> Tensor", activatio
 ACTIVATION_BACKWARD = define(
     "triton_activation_backward(Tensor x, Tensor grad, str kind) -> Tensor", activation_backward, like
 )
-GLOBAL_MAX = define("triton_global_max(Tensor x) -> (Tensor, Tensor)", global_max, global_max_outputs)
+GLOBAL_MAX = define("triton_global_max(Tensor x, bool mean) -> (Tensor, Tensor)", global_max, global_max_outputs)
 GLOBAL_MAX_BACKWARD = define(
-    "triton_global_max_backward(Tensor grad, Tensor chosen, int height, int width) -> Tensor",
+    "triton_global_max_backward(Tensor grad, Tensor chosen, bool mean, int height, int width) -> Tensor",
     global_max_backward,
     global_max_backward_outputs,
 )

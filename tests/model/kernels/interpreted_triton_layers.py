@@ -22,7 +22,7 @@ from fastcifar.model.kernels import triton_layers as layers
 from fastcifar.model.kernels import triton_norm, triton_pointwise
 from fastcifar.model.kernels.build import Fused
 from fastcifar.model.kernels.triton_operators import INTERPRETED
-from fastcifar.model.network import BatchNorm, ConvGroup, GlobalMax, Network
+from fastcifar.model.network import BatchNorm, ConvGroup, GlobalMax, GlobalMaxMean, Network
 from fastcifar.recipes.parse import load_recipe
 from fastcifar.recipes.schema import Network as NetworkRecipe
 from fastcifar.recipes.schema import Norm
@@ -68,7 +68,7 @@ def group_of(channels: int, activation: str, momentum: float = 0.4) -> ConvGroup
     """A group of one convolution with a bias that is not zero and running statistics that are not their first."""
     norm = Norm(momentum=momentum, eps=1e-12)
     recipe = NetworkRecipe(widths=(channels,), convs=(1,), activation=activation, norm=norm)  # type: ignore[arg-type]
-    group = ConvGroup(3, channels, 1, recipe)
+    group = ConvGroup(3, channels, (3,), recipe)
     with torch.no_grad():
         group.norm1.bias.copy_(torch.linspace(-1, 1, channels))
         group.norm1.running_mean.copy_(torch.linspace(1, -1, channels))
@@ -222,7 +222,10 @@ def test_activations(act: nn.Module, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.grad.double(), exact.grad, atol=3 * tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [((5, 24, 3, 3), FLOAT), ((3, 256, 4, 2), HALF), ((2, 8, 16, 16), BRAIN)])
+POOLED = [((5, 24, 3, 3), FLOAT), ((3, 256, 4, 2), HALF), ((2, 8, 16, 16), BRAIN)]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), POOLED)
 def test_the_maximum_over_all_pixels(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x = images(shape, dtype)
     x[0] = 1  # all equal
@@ -235,9 +238,22 @@ def test_the_maximum_over_all_pixels(shape: tuple[int, ...], dtype: torch.dtype)
     assert found.grad.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize(("shape", "dtype"), POOLED)
+def test_the_maximum_plus_the_mean_of_all_pixels(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, grad = images(shape, dtype), images((*shape[:2], 1, 1), dtype, seed=1)[:, :, 0, 0]
+    found, exact = x.clone().requires_grad_(), x.double().requires_grad_()
+    y, expected = layers.FastGlobalMaxMean()(found), F.max_pool2d(exact, shape[2:])[:, :, 0, 0] + exact.mean((2, 3))
+    y.backward(grad)
+    expected.backward(grad.double())
+    assert y.dtype == dtype and found.grad.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y.double(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    torch.testing.assert_close(found.grad.double(), exact.grad, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
 NETWORKS = (
     ("air94", ()),
     ("hive94", ()),
+    ("air94", ("network.kernels=[[3, 1], [1, 3], [2, 3]]", "network.pool=max_mean")),
     ("hlb", ("network.project=8", "network.convs=[3, 1, 2]")),
     ("hlb-first", ("network.project=8", "network.norm.ghost=0", "network.convs=[2, 1, 2]")),
 )
@@ -260,7 +276,7 @@ def test_a_whole_network_is_the_same(name: str, overrides: tuple[str, ...]) -> N
     for key, found in results[0].items():
         torch.testing.assert_close(found, results[1][key], atol=2e-5, rtol=2e-4, msg=lambda text, k=key: f"{k}: {text}")
     plain_operators = {name for name in operators.seen if "batch_norm" in name or "pool2d" in name or "amax" in name}
-    assert not plain_operators
+    assert not plain_operators and ("aten::mean" in operators.seen) == bool(sections.squeeze_excite)
     ours = {f"fastcifar::{op.__name__}" for module in (triton_norm, triton_pointwise) for op in defined(module)}
     alone = {"fastcifar::triton_activation", "fastcifar::triton_activation_backward"}
     assert ours - operators.seen == (set() if sections.project == 0 else alone) and len(ours) == 13
@@ -301,8 +317,8 @@ def test_what_the_kernels_cannot_do_is_done_by_pytorch() -> None:
     group.act1(group.norm1(given)).sum().backward()
     assert given.grad is not None and given.grad.abs().max() > 0
     large = images((1, 8, 17, 17), FLOAT)  # more pixels than a byte can number
-    assert torch.equal(layers.FastGlobalMax()(large), GlobalMax()(large))
-    assert torch.equal(layers.FastGlobalMax()(contiguous), GlobalMax()(contiguous))
+    for fast, slow in ((layers.FastGlobalMax(), GlobalMax()), (layers.FastGlobalMaxMean(), GlobalMaxMean())):
+        assert torch.equal(fast(large), slow(large)) and torch.equal(fast(contiguous), slow(contiguous))
 
 
 def test_only_plain_layers_are_replaced() -> None:
@@ -310,8 +326,8 @@ def test_only_plain_layers_are_replaced() -> None:
         """Might do anything with its layers."""
 
     recipe = NetworkRecipe(widths=(8,), convs=(1,))
-    mine, average, tanh = Mine(8, 8, 1, recipe), ConvGroup(8, 8, 1, recipe), ConvGroup(8, 8, 1, recipe)
-    ghostly = ConvGroup(8, 8, 1, NetworkRecipe(norm=Norm(ghost=2)))
+    mine, average, tanh = Mine(8, 8, (3,), recipe), ConvGroup(8, 8, (3,), recipe), ConvGroup(8, 8, (3,), recipe)
+    ghostly = ConvGroup(8, 8, (3,), NetworkRecipe(norm=Norm(ghost=2)))
     average.pool = nn.AvgPool2d(2)  # type: ignore[assignment]
     tanh.act1 = nn.GELU("tanh")
     others = nn.Sequential(nn.CELU(0.5), nn.ReLU(), nn.BatchNorm2d(8))

@@ -93,8 +93,9 @@ def launch_all(channels: int, dtype: torch.dtype, kind: str) -> None:
     triton_norm.pool_normalize_backward(y, chosen, y, mean, variance, factor, means, 1e-12, kind, 31, 31)
     triton_pointwise.activation(x, kind)
     triton_pointwise.activation_backward(x, x, kind)
-    maxima, chosen = triton_pointwise.global_max(maps(channels, 3))
-    triton_pointwise.global_max_backward(maxima, chosen, 3, 3)
+    for mean in (False, True):
+        maxima, chosen = triton_pointwise.global_max(maps(channels, 3), mean)
+        triton_pointwise.global_max_backward(maxima, chosen, mean, 3, 3)
 
 
 def kernels() -> dict[str, Any]:
@@ -231,9 +232,17 @@ def test_without_a_gpu_pytorchs_operators_run() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["air94", "hive94", "hlb"])
-def test_a_network_on_a_gpu_and_in_a_graph(name: str) -> None:
-    recipe = load_recipe(name)
+@pytest.mark.parametrize(
+    ("name", "further"),
+    [
+        ("air94", ()),
+        ("air94", ("network.kernels=[[3, 1], [3, 1], [2, 3]]", "network.pool=max_mean")),
+        ("hive94", ()),
+        ("hlb", ()),
+    ],
+)
+def test_a_network_on_a_gpu_and_in_a_graph(name: str, further: tuple[str, ...]) -> None:
+    recipe = load_recipe(name, *further)
     plain = Network(recipe.network, 10)
     generator = torch.Generator().manual_seed(0)
     plain.initialize(generator)

@@ -134,9 +134,9 @@ def fake_dataset(train: int = 50_000, test: int = 10_000) -> Dataset:
     return Dataset("fake", tuple("abcdefghij"), split(train), split(test), (0.5,) * 3, (0.25,) * 3, "", False, "")
 
 
-def fake_state(recipe: str) -> TrainState:
+def fake_state(recipe: str, *overrides: str) -> TrainState:
     """The state of a recipe's training on fake CUDA tensors, in training mode; to be called inside `fake_cuda`."""
-    state = TrainState(load_recipe(recipe), fake_dataset(), CUDA, 0)
+    state = TrainState(load_recipe(recipe, *overrides), fake_dataset(), CUDA, 0)
     state.network.train()
     return state
 

@@ -4,6 +4,7 @@ filters that lie as cuDNN does not want them, and the types of all operators. Pr
 
     eager, compiled: {recipe: {kinds: {kind in words: [findings]}, evaluation: [findings],
         types: {phase: {operator: [types]}}}}
+    variants: {engine: what stands for a recipe above, for `tiny` with VARIANT}
     planted: {fault: {findings: [...], types: {...}}}, for steps of `tiny` with that fault
 """
 
@@ -34,6 +35,7 @@ from fastcifar.training.step import TrainState
 
 Types = dict[str, dict[str, list[str]]]
 ENGINES = ("eager", "compiled")  # whose kernels are installed; graphs hold those of the second
+VARIANT = ("network.kernels=[[3, 1], [3, 1], [2, 3]]", "network.pool=max_mean")
 
 
 def lint(operators: Iterable[Operator]) -> list[str]:
@@ -85,12 +87,12 @@ def as_lists(types: dict[str, dict[str, set[str]]]) -> Types:
     }
 
 
-def lint_recipe(name: str, engine: str) -> dict[str, Any]:
+def lint_recipe(name: str, engine: str, *overrides: str) -> dict[str, Any]:
     """Findings and types of all kinds of step of a recipe by an engine's kernels, and of its evaluation."""
     types: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     kinds = {}
     with fake_cuda():
-        state = fake_state(name)
+        state = fake_state(name, *overrides)
         choose_engine(engine, CUDA).install(state)
         for steps in kinds_of_step(state):
             operators = record_step(state, steps[0])
@@ -115,6 +117,7 @@ def lint_planted(plant: Plant) -> dict[str, Any]:
 if __name__ == "__main__":
     found = {
         **{engine: {name: lint_recipe(name, engine) for name in recipe_names()} for engine in ENGINES},
+        "variants": {engine: lint_recipe("tiny", engine, *VARIANT) for engine in ENGINES},
         "planted": {name: lint_planted(plant) for name, plant in PLANTS.items()},
     }
     print(json.dumps(found))

@@ -115,6 +115,11 @@ def test_steps_on_graphs_are_the_eager_ones(name: str, dataset: Dataset, log: Lo
     assert log.replays > log.captures
 
 
+def test_other_kernels_and_pooling_on_graphs(dataset: Dataset) -> None:
+    settings = ("network.kernels=[[3, 1], [3, 1], [2, 3]]", "network.pool=max_mean")
+    assert differences(shortened("fast94", dataset, *settings), dataset) == []
+
+
 def test_cutout_and_weights_on_graphs(dataset: Dataset) -> None:
     weights = torch.rand(len(dataset.train.labels), generator=torch.Generator().manual_seed(0)) + 0.5
     assert differences(narrow("tiny", 30, "data.cutout=6", "data.brightness=0.2"), dataset, weights) == []

@@ -49,6 +49,15 @@ def test_a_graph_can_hold_the_evaluation(linted: Document, recipe: str, engine: 
     assert linted[engine][recipe]["evaluation"] == []
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_graph_can_hold_other_kernels_and_pooling(linted: Document, engine: str) -> None:
+    found = linted["variants"][engine]
+    assert found["kinds"] == {kind: [] for kind in linted[engine]["tiny"]["kinds"]} and found["evaluation"] == []
+    apart = found["types"]["forward"].keys() - linted[engine]["tiny"]["types"]["forward"].keys()
+    assert apart == ({"add", "mean"} if engine == "eager" else set())
+    assert found["types"]["forward"]["convolution"] == ["float16, float16 -> float16"]
+
+
 def test_all_kinds_of_step_are_looked_at(linted: Document) -> None:
     kinds = {recipe: list(found["kinds"]) for recipe, found in linted["compiled"].items()}
     assert len(kinds["fast94"]) == 6
