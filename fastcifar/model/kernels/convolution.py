@@ -148,11 +148,15 @@ def is_plain_pool(layer: nn.Module) -> bool:
 
 
 def is_supported(layer: nn.Conv2d) -> bool:
-    """Whether a convolution is 3x3 with padding 1 and nothing else, on whole vectors of channels."""
+    """Whether the kernels know a convolution: 3x3 with padding 1, on whole vectors of channels."""
+    return is_same_3x3(layer) and layer.in_channels % MULTIPLE == layer.out_channels % MULTIPLE == 0
+
+
+def is_same_3x3(layer: nn.Conv2d) -> bool:
+    """Whether a convolution is 3x3 with padding 1 and nothing else."""
     plain = layer.stride == layer.dilation == (1, 1) and layer.groups == 1 and layer.bias is None
     padded = layer.padding in ("same", (1, 1)) and layer.padding_mode == "zeros"
-    whole = layer.in_channels % MULTIPLE == layer.out_channels % MULTIPLE == 0
-    return plain and padded and whole and layer.kernel_size == (3, 3)
+    return plain and padded and layer.kernel_size == (3, 3)
 
 
 def flops(x: Tensor, weight: Tensor, out_val: Any = None) -> int:

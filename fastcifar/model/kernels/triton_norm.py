@@ -7,7 +7,7 @@ program of the first writes its own, and the second adds them up, in an order th
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +15,23 @@ from torch import Tensor
 from fastcifar.model.kernels import triton_norm_kernels as kernels
 from fastcifar.model.kernels.build import new
 from fastcifar.model.kernels.triton_operators import define
-from fastcifar.model.kernels.triton_pointwise import ELEMENTS, MOST_PROGRAMS, WARPS, Split, like, split
+from fastcifar.model.kernels.triton_pointwise import MOST_PROGRAMS, WARPS, Split, like, split
 
-# A tile of maxima has four tiles in front of it: with half as many elements, twice as many bytes are on their way.
-POOLED_ELEMENTS = ELEMENTS // 2
-# Kernels without sums have more and shorter programs, so that the last ones to start are soon done.
+
+class Tile(NamedTuple):
+    """How much a program works on at once: so many elements, by so many warps of 32 threads."""
+
+    elements: int
+    warps: int
+
+
+# Chosen by measurement on an H100, in half precision: see README.md.
+SUMS = Tile(2048, 4)
+POOLED_SUMS = Tile(1024, 8)  # of maxima: four times as much is read
+MAPS = Tile(2048, 8)
+SQUARES = Tile(1024, 4)
+# The programs of `normalize_backward` are so many times those of sums: the last ones to start are soon done. Other
+# kernels without sums have a program for each tile.
 WAVES = 4
 SUMMED_CHANNELS = 8  # of a program that adds up all programs' sums: a 32-byte sector of each row
 
@@ -34,20 +46,25 @@ def parts_of(x: Tensor, part: Split) -> Tensor:
     return x.new_empty((2, part.programs, x.size(1)), dtype=torch.float32)
 
 
-def plain_split(x: Tensor, waves: int = 1) -> Split:
-    """How the pixels of x (N, C, H, W) are divided."""
-    return split(pixels_of(x), x.size(1), ELEMENTS, waves * MOST_PROGRAMS)
+def plain_split(x: Tensor) -> Split:
+    """How the pixels of x (N, C, H, W) are divided for sums."""
+    return split(pixels_of(x), x.size(1), SUMS.elements, MOST_PROGRAMS)
 
 
-def pooled_split(x: Tensor, waves: int = 1) -> Split:
-    """How the pooled pixels of x (N, C, H, W) are divided."""
+def pooled_split(x: Tensor) -> Split:
+    """How the pooled pixels of x (N, C, H, W) are divided for sums."""
     pixels = x.size(0) * (x.size(2) // 2) * (x.size(3) // 2)
-    return split(pixels, x.size(1), POOLED_ELEMENTS, waves * MOST_PROGRAMS)
+    return split(pixels, x.size(1), POOLED_SUMS.elements, MOST_PROGRAMS)
 
 
-def tile(x: Tensor, part: Split) -> dict[str, int]:
+def single_tiles(pixels: int, channels: int, tile: Tile) -> Split:
+    """How pixels are divided where each program has one tile."""
+    return split(pixels, channels, tile.elements, pixels)
+
+
+def constants(x: Tensor, part: Split, tile: Tile) -> dict[str, int]:
     """What every kernel over pixels is compiled for, but types and activation."""
-    return {"C": x.size(1), "ROWS": part.rows, "COLUMNS": part.columns, "num_warps": WARPS}
+    return {"C": x.size(1), "ROWS": part.rows, "COLUMNS": part.columns, "num_warps": tile.warps}
 
 
 def summing(parts: Tensor) -> tuple[tuple[int], dict[str, int]]:
@@ -73,7 +90,7 @@ def pool_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     y, chosen, parts = pool_statistics_outputs(x)
     part = pooled_split(x)
     kernels.pool_statistics_kernel[(part.programs,)](
-        x, y, chosen, parts, x.size(2), x.size(3), pixels_of(y), part.per, **tile(x, part)
+        x, y, chosen, parts, x.size(2), x.size(3), pixels_of(y), part.per, **constants(x, part, POOLED_SUMS)
     )
     return y, chosen, parts
 
@@ -87,7 +104,7 @@ def statistics(x: Tensor) -> Tensor:
     """Each program's mean and M2 of the pixels of x (N, C, H, W), float32 (2, programs, C)."""
     parts = statistics_outputs(x)
     part = plain_split(x)
-    kernels.statistics_kernel[(part.programs,)](x, parts, pixels_of(x), part.per, **tile(x, part))
+    kernels.statistics_kernel[(part.programs,)](x, parts, pixels_of(x), part.per, **constants(x, part, SUMS))
     return parts
 
 
@@ -110,7 +127,7 @@ def update_statistics(
     The running mean and (unbiased) variance are moved towards them by `momentum`; `batches` (int64) counts one more.
     """
     mean, variance = update_statistics_outputs(parts)
-    grid, constants = summing(parts)
+    grid, sizes = summing(parts)
     kernels.update_statistics_kernel[grid](
         parts,
         running_mean,
@@ -122,7 +139,7 @@ def update_statistics(
         pixels,
         share,
         parts.size(1),
-        **constants,
+        **sizes,
     )
     return mean, variance
 
@@ -130,9 +147,9 @@ def update_statistics(
 def normalize(x: Tensor, mean: Tensor, variance: Tensor, bias: Tensor, eps: float, kind: str) -> Tensor:
     """The activation of x (N, C, H, W), normalised by mean and variance and shifted by the bias, (C,) each."""
     y = like(x)
-    part = plain_split(x, WAVES)
+    part = single_tiles(pixels_of(x), x.size(1), MAPS)
     kernels.normalize_kernel[(part.programs,)](
-        x, y, mean, variance, bias, eps, pixels_of(x), part.per, KIND=kind, **tile(x, part)
+        x, y, mean, variance, bias, eps, pixels_of(x), KIND=kind, **constants(x, part, MAPS)
     )
     return y
 
@@ -145,9 +162,10 @@ def pool_normalize_outputs(x: Tensor, *others: Any) -> Tensor:
 def pool_normalize(x: Tensor, mean: Tensor, variance: Tensor, bias: Tensor, eps: float, kind: str) -> Tensor:
     """`normalize` of the maxima of the 2x2 squares of x (N, C, H, W), which are not kept."""
     y = pool_normalize_outputs(x)
-    part = pooled_split(x, WAVES)
+    part = single_tiles(pixels_of(y), x.size(1), SQUARES)
+    sizes = x.size(2), x.size(3), pixels_of(y)
     kernels.pool_normalize_kernel[(part.programs,)](
-        x, y, mean, variance, bias, eps, x.size(2), x.size(3), pixels_of(y), part.per, KIND=kind, **tile(x, part)
+        x, y, mean, variance, bias, eps, *sizes, KIND=kind, **constants(x, part, SQUARES)
     )
     return y
 
@@ -165,7 +183,7 @@ def gradient_sums(
     parts = gradient_sums_outputs(x)
     part = plain_split(x)
     kernels.gradient_sums_kernel[(part.programs,)](
-        x, grad, mean, variance, bias, parts, eps, pixels_of(x), part.per, KIND=kind, **tile(x, part)
+        x, grad, mean, variance, bias, parts, eps, pixels_of(x), part.per, KIND=kind, **constants(x, part, SUMS)
     )
     return parts
 
@@ -178,8 +196,8 @@ def bias_gradient_outputs(parts: Tensor, bias: Tensor, *others: Any) -> tuple[Te
 def bias_gradient(parts: Tensor, bias: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
     """The gradient of the bias, and the means over all pixels of the two of `gradient_sums`, float32 (2, C)."""
     dbias, means = bias_gradient_outputs(parts, bias)
-    grid, constants = summing(parts)
-    kernels.bias_gradient_kernel[grid](parts, dbias, means, pixels, parts.size(1), **constants)
+    grid, sizes = summing(parts)
+    kernels.bias_gradient_kernel[grid](parts, dbias, means, pixels, parts.size(1), **sizes)
     return dbias, means
 
 
@@ -188,9 +206,9 @@ def normalize_backward(
 ) -> Tensor:
     """The gradient of x from that of `normalize`, whose mean and variance are those of x."""
     dx = like(x)
-    part = plain_split(x, WAVES)
+    part = split(pixels_of(x), x.size(1), MAPS.elements, WAVES * MOST_PROGRAMS)
     kernels.normalize_backward_kernel[(part.programs,)](
-        x, grad, mean, variance, bias, means, dx, eps, pixels_of(x), part.per, KIND=kind, **tile(x, part)
+        x, grad, mean, variance, bias, means, dx, eps, pixels_of(x), part.per, KIND=kind, **constants(x, part, MAPS)
     )
     return dx
 
@@ -218,7 +236,7 @@ def pool_normalize_backward(
     column."""
     dx = pool_normalize_backward_outputs(y, height, width)
     squares = y.size(0) * ((height + 1) // 2) * ((width + 1) // 2)
-    part = split(squares, y.size(1), POOLED_ELEMENTS, WAVES * MOST_PROGRAMS)
+    part = single_tiles(squares, y.size(1), SQUARES)
     kernels.pool_normalize_backward_kernel[(part.programs,)](
         y,
         chosen,
@@ -232,9 +250,8 @@ def pool_normalize_backward(
         height,
         width,
         squares,
-        part.per,
         KIND=kind,
-        **tile(y, part),
+        **constants(y, part, SQUARES),
     )
     return dx
 

@@ -6,6 +6,8 @@ The variance is never a difference of large sums: each program sums differences 
 as the standard deviation ("shifted data"), and gives the mean and the squared differences from it (M2); those of all
 programs are put together with the differences of their means (Chan, Golub and LeVeque, "Algorithms for computing the
 sample variance", 1983).
+
+Loops with `num_stages=3` have the loads of two further tiles on their way while they work on one.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -81,7 +83,7 @@ def statistics_kernel(x, parts, total, per, C: tl.constexpr, ROWS: tl.constexpr,
     pivot = tl.load(x + first * C + c, c < C, other=0.0).to(tl.float32)
     s = tl.zeros((ROWS, COLUMNS), tl.float32)
     q = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for tile in range(per):
+    for tile in tl.range(0, per, num_stages=3):
         p = (first + tile * ROWS + tl.arange(0, ROWS))[:, None]
         ok = (p < total) & (c < C)[None, :]
         d = tl.load(x + p * C + c[None, :], ok, other=0.0).to(tl.float32) - pivot[None, :]
@@ -113,24 +115,27 @@ def update_statistics_kernel(
     b = tl.arange(0, PROGRAMS)[:, None]
     ok = (b < programs) & (c < C)[None, :]
     at = b * C + c[None, :]
-    count = tl.minimum(total - b * share, share).to(tl.float32)
+    # All loads come first: nothing waits for memory twice. Means and variance are sums of differences from the first
+    # program's mean, which are small.
     origin = tl.load(parts + c, c < C, other=0.0)
-    apart = tl.where(ok, tl.load(parts + at, ok, other=0.0) - origin[None, :], 0.0)
+    apart = tl.load(parts + at, ok, other=0.0) - origin[None, :]
     m2 = tl.load(parts + programs * C + at, ok, other=0.0)
-    average = tl.sum(count * apart, 0) / total
-    apart = tl.where(ok, apart - average[None, :], 0.0)
-    v = (tl.sum(m2, 0) + tl.sum(count * apart * apart, 0)) / total
+    mean_before = tl.load(running_mean + c, c < C, other=0.0)
+    variance_before = tl.load(running_var + c, c < C, other=0.0)
+    seen = tl.load(batches)
+    weighted = tl.where(ok, tl.minimum(total - b * share, share).to(tl.float32) * apart, 0.0)
+    average = tl.sum(weighted, 0) / total
+    v = tl.sum(m2 + weighted * apart, 0) / total - average * average
+    v = tl.where(v < 0, 0.0, v)
     average += origin
     tl.store(mean + c, average, c < C)
     tl.store(variance + c, v, c < C)
-    before = tl.load(running_mean + c, c < C, other=0.0).to(tl.float32)
-    after = (1 - momentum) * before + momentum * average
+    after = (1 - momentum) * mean_before.to(tl.float32) + momentum * average
     tl.store(running_mean + c, after.to(running_mean.dtype.element_ty), c < C)
-    before = tl.load(running_var + c, c < C, other=0.0).to(tl.float32)
-    after = (1 - momentum) * before + momentum * v * (total / (total - 1))
+    after = (1 - momentum) * variance_before.to(tl.float32) + momentum * v * (total / (total - 1))
     tl.store(running_var + c, after.to(running_var.dtype.element_ty), c < C)
     if tl.program_id(0) == 0:
-        tl.store(batches, tl.load(batches) + 1)
+        tl.store(batches, seen + 1)
 
 
 @triton.jit
@@ -142,7 +147,7 @@ def factors(mean, variance, bias, eps, c, C: tl.constexpr):
     return m[None, :], r[None, :], b[None, :]
 
 
-@triton.jit(do_not_specialize=["total", "per"])
+@triton.jit(do_not_specialize=["total"])
 def normalize_kernel(
     x,
     y,
@@ -151,7 +156,6 @@ def normalize_kernel(
     bias,
     eps,
     total,
-    per,
     KIND: tl.constexpr,
     C: tl.constexpr,
     ROWS: tl.constexpr,
@@ -160,15 +164,14 @@ def normalize_kernel(
     """The activation of each normalised pixel."""
     c = tl.arange(0, COLUMNS)
     m, r, b = factors(mean, variance, bias, eps, c, C)
-    for tile in range(per):
-        p = ((tl.program_id(0) * per + tile) * ROWS + tl.arange(0, ROWS))[:, None]
-        ok = (p < total) & (c < C)[None, :]
-        at = p * C + c[None, :]
-        u = (tl.load(x + at, ok, other=0.0).to(tl.float32) - m) * r + b
-        tl.store(y + at, activate(u, KIND).to(y.dtype.element_ty), ok)
+    p = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    ok = (p < total) & (c < C)[None, :]
+    at = p * C + c[None, :]
+    u = (tl.load(x + at, ok, other=0.0).to(tl.float32) - m) * r + b
+    tl.store(y + at, activate(u, KIND).to(y.dtype.element_ty), ok)
 
 
-@triton.jit(do_not_specialize=["H", "W", "total", "per"])
+@triton.jit(do_not_specialize=["H", "W", "total"])
 def pool_normalize_kernel(
     x,
     y,
@@ -179,7 +182,6 @@ def pool_normalize_kernel(
     H,
     W,
     total,
-    per,
     KIND: tl.constexpr,
     C: tl.constexpr,
     ROWS: tl.constexpr,
@@ -188,11 +190,10 @@ def pool_normalize_kernel(
     """The same for each of `total` pixels that are the maxima of the maps (H, W)."""
     c = tl.arange(0, COLUMNS)
     m, r, b = factors(mean, variance, bias, eps, c, C)
-    for tile in range(per):
-        p = ((tl.program_id(0) * per + tile) * ROWS + tl.arange(0, ROWS))[:, None]
-        ok = (p < total) & (c < C)[None, :]
-        best, _ = pool(x, upper_left(p, H, W) * C + c[None, :], W, ok, C)
-        tl.store(y + p * C + c[None, :], activate((best - m) * r + b, KIND).to(y.dtype.element_ty), ok)
+    p = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    ok = (p < total) & (c < C)[None, :]
+    best, _ = pool(x, upper_left(p, H, W) * C + c[None, :], W, ok, C)
+    tl.store(y + p * C + c[None, :], activate((best - m) * r + b, KIND).to(y.dtype.element_ty), ok)
 
 
 @triton.jit
@@ -224,7 +225,7 @@ def gradient_sums_kernel(
     m, r, b = factors(mean, variance, bias, eps, c, C)
     s = tl.zeros((ROWS, COLUMNS), tl.float32)
     q = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for tile in range(per):
+    for tile in tl.range(0, per, num_stages=3):
         p = ((tl.program_id(0) * per + tile) * ROWS + tl.arange(0, ROWS))[:, None]
         ok = (p < total) & (c < C)[None, :]
         # Where `ok` is not, the gradient loaded is zero, and so is what is added.
@@ -289,7 +290,7 @@ def normalize_backward_kernel(
         tl.store(dx + at, d.to(dx.dtype.element_ty), ok)
 
 
-@triton.jit(do_not_specialize=["H", "W", "total", "per"])
+@triton.jit(do_not_specialize=["H", "W", "total"])
 def pool_normalize_backward_kernel(
     y,
     chosen,
@@ -303,7 +304,6 @@ def pool_normalize_backward_kernel(
     H,
     W,
     total,
-    per,
     KIND: tl.constexpr,
     C: tl.constexpr,
     ROWS: tl.constexpr,
@@ -315,18 +315,17 @@ def pool_normalize_backward_kernel(
     m, r, b = factors(mean, variance, bias, eps, c, C)
     mean_g = tl.load(means + c, c < C, other=0.0)[None, :]
     mean_gx = tl.load(means + C + c, c < C, other=0.0)[None, :]
-    for tile in range(per):
-        p = ((tl.program_id(0) * per + tile) * ROWS + tl.arange(0, ROWS))[:, None]
-        row = p // ((W + 1) // 2)
-        image = row // ((H + 1) // 2)
-        i, j = row - image * ((H + 1) // 2), p - row * ((W + 1) // 2)
-        ok = (p < total) & (c < C)[None, :]
-        pooled = ok & (i < H // 2) & (j < W // 2)
-        at = ((image * (H // 2) + i) * (W // 2) + j) * C + c[None, :]
-        d = outer_gradient(y, grad, at, pooled, m, r, b, mean_g, mean_gx, KIND)
-        which = tl.load(chosen + at, pooled, other=4)  # 4: none of the four
-        corner = ((image * H + 2 * i) * W + 2 * j) * C + c[None, :]
-        for k in tl.static_range(4):
-            there = ok & (2 * i + k // 2 < H) & (2 * j + k % 2 < W)
-            mine = tl.where(which == k, d, 0.0).to(dx.dtype.element_ty)
-            tl.store(dx + corner + (k // 2 * W + k % 2) * C, mine, there)
+    p = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
+    row = p // ((W + 1) // 2)
+    image = row // ((H + 1) // 2)
+    i, j = row - image * ((H + 1) // 2), p - row * ((W + 1) // 2)
+    ok = (p < total) & (c < C)[None, :]
+    pooled = ok & (i < H // 2) & (j < W // 2)
+    at = ((image * (H // 2) + i) * (W // 2) + j) * C + c[None, :]
+    d = outer_gradient(y, grad, at, pooled, m, r, b, mean_g, mean_gx, KIND)
+    which = tl.load(chosen + at, pooled, other=4)  # 4: none of the four
+    corner = ((image * H + 2 * i) * W + 2 * j) * C + c[None, :]
+    for k in tl.static_range(4):
+        there = ok & (2 * i + k // 2 < H) & (2 * j + k % 2 < W)
+        mine = tl.where(which == k, d, 0.0).to(dx.dtype.element_ty)
+        tl.store(dx + corner + (k // 2 * W + k % 2) * C, mine, there)

@@ -21,6 +21,7 @@ from fastcifar.model.kernels import triton_augment, triton_loss, triton_whiten
 from fastcifar.model.kernels.build import Fused
 from fastcifar.model.kernels.triton_activations import activate, slope
 from fastcifar.model.kernels.triton_augment import augment_cuda
+from fastcifar.model.kernels.triton_convolution import padded_channels
 from fastcifar.model.kernels.triton_operators import INTERPRETED
 from fastcifar.model.network import Network
 from fastcifar.profiling.op_counter import OpCounter
@@ -194,8 +195,10 @@ def check_whitening(whiten: Whiten, dtype: torch.dtype, count: int = 3, side: in
     assert isinstance(fused.whiten, triton_whiten.WhitenAct) and type(fused.act) is Fused
     images = random(count, 3, side, side).to(dtype).contiguous(memory_format=LAST)
     assert fused.whiten.suits(images)
-    found, expected = fused.act(fused.whiten(images)), exact.act(exact.whiten(images.double()))
-    assert found.dtype == dtype and found.is_contiguous(memory_format=LAST) and found.shape == expected.shape
+    whole, expected = fused.act(fused.whiten(images)), exact.act(exact.whiten(images.double()))
+    assert whole.dtype == dtype and whole.is_contiguous(memory_format=LAST)
+    assert whole.size(1) == padded_channels(expected.size(1)) and not whole[:, expected.size(1) :].any()
+    found = whole[:, : expected.size(1)]
     torch.testing.assert_close(found.double(), expected, atol=ROUNDING[dtype], rtol=ROUNDING[dtype])
     assert found.requires_grad == whiten.bias
     if whiten.bias:
@@ -344,8 +347,8 @@ def cases() -> list[tuple[Any, tuple[Any, ...]]]:
     logits, labels = random(150, 10).half(), torch.arange(150, device=DEVICE) % 10
     return [
         (triton_augment.OPERATOR, (images, plan.index, *changes, MEAN, STD, torch.float16, 9, 24, True)),
-        (triton_whiten.FORWARD, (small, filters, bias, 0, "gelu")),
-        (triton_whiten.FORWARD, (small, filters, None, 1, "silu")),
+        (triton_whiten.FORWARD, (small, filters, bias, 0, 32, "gelu")),
+        (triton_whiten.FORWARD, (small, filters, None, 1, 24, "silu")),
         (triton_whiten.BACKWARD, (small, filters, bias, grad, 0, "gelu")),
         (triton_whiten.BIAS, (random(24, 5), bias)),
         (triton_loss.LOSS, (logits, labels, None, 0.2)),
@@ -360,7 +363,7 @@ def test_the_operations_of_the_whitening_are_those_of_the_convolution() -> None:
     with FlopCounterMode(display=False) as counter:
         F.conv2d(images, filters, bias)
     with OpCounter() as ours:
-        triton_whiten.FORWARD(*layout, 0, "gelu")
+        triton_whiten.FORWARD(*layout, 0, 32, "gelu")
     assert sum(cost.flops for cost in ours.costs.values()) == counter.get_total_flops() > 0
 
 

@@ -59,8 +59,8 @@ class Operators(TorchDispatchMode):
 
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many programs, and many tiles for each, on small maps."""
-    monkeypatch.setattr(triton_norm, "ELEMENTS", 1024)
-    monkeypatch.setattr(triton_norm, "POOLED_ELEMENTS", 512)
+    for name, elements in (("SUMS", 1024), ("POOLED_SUMS", 512), ("MAPS", 1024), ("SQUARES", 512)):
+        monkeypatch.setattr(triton_norm, name, triton_norm.Tile(elements, 4))
     monkeypatch.setattr(triton_norm, "MOST_PROGRAMS", 4)
 
 

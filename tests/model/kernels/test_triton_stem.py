@@ -23,9 +23,9 @@ from fastcifar.recipes.schema import Data, Network, Recipe, Training, Whiten
 from fastcifar.training.step import resolutions
 
 triton = pytest.importorskip("triton")
-from fastcifar.model.kernels import triton_augment, triton_loss, triton_whiten  # noqa: E402
+from fastcifar.model.kernels import triton_augment, triton_convolution, triton_loss, triton_whiten  # noqa: E402
 
-MODULES = (triton_augment, triton_whiten, triton_loss)
+MODULES = (triton_augment, triton_whiten, triton_convolution, triton_loss)
 TYPES = {
     torch.uint8: "*u8",
     torch.bool: "*i1",
@@ -38,22 +38,27 @@ TYPES = {
 Launch = tuple[Any, dict[str, Any], dict[str, int]]  # kernel, arguments by name, options
 
 
-def run_checks(**environment: str) -> None:
-    """All of `interpreted_stem.py` in a process of its own: Triton reads the variable when kernels are defined."""
-    checks = Path(__file__).with_name("interpreted_stem.py")
+CHECKS = ("interpreted_stem.py", "interpreted_convolution.py")
+
+
+def run_checks(name: str, **environment: str) -> None:
+    """All of a file in a process of its own: Triton reads the variable when kernels are defined."""
+    checks = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", str(checks)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert re.match(r"\d+ passed", done.stdout.splitlines()[-1]), done.stdout[-500:]
 
 
-def test_kernels_interpreted() -> None:
-    run_checks(TRITON_INTERPRET="1")
+@pytest.mark.parametrize("name", CHECKS)
+def test_kernels_interpreted(name: str) -> None:
+    run_checks(name, TRITON_INTERPRET="1")
 
 
 @pytest.mark.gpu
-def test_kernels_on_a_gpu() -> None:
-    run_checks(TRITON_INTERPRET="0")
+@pytest.mark.parametrize("name", CHECKS)
+def test_kernels_on_a_gpu(name: str) -> None:
+    run_checks(name, TRITON_INTERPRET="0")
 
 
 class Recorder:
@@ -65,7 +70,7 @@ class Recorder:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*arguments: Any, **keywords: Any) -> None:
-            assert len(grid) == 1 and 0 < grid[0] < 2**31
+            assert 0 < grid[0] < 2**31 and all(0 < each < 2**16 for each in grid[1:])
             names = self.kernel.arg_names
             values = dict(zip(names, arguments, strict=False)) | keywords
             options = {name: values.pop(name) for name in list(values) if name not in names}
@@ -78,7 +83,7 @@ class Recorder:
 def kernels() -> dict[str, Any]:
     """All kernels of the modules, by name."""
     found = {name: value for module in MODULES for name, value in vars(module).items() if name.endswith("_kernel")}
-    assert len(found) == 7
+    assert len(found) == 10
     return found
 
 
@@ -99,10 +104,17 @@ def run_step(recipe: Recipe, side: int, classes: int) -> None:
     if not recipe.network.project:
         filters = triton_augment.new(x, (whiten.signs * 3 * whiten.kernel**2, 3, whiten.kernel, whiten.kernel), dtype)
         bias = meta(len(filters), dtype=dtype) if whiten.bias else None
-        y = triton_whiten.launch(x, filters, bias, whiten.padding, whiten.activation)
+        width = triton_convolution.padded_channels(len(filters))
+        y = triton_whiten.launch(x, filters, bias, whiten.padding, width, whiten.activation)
         if bias is not None:
             sums = triton_whiten.launch_backward(x, filters, bias, y, whiten.padding, whiten.activation)
             triton_whiten.launch_bias(sums, bias)
+        first = triton_augment.new(x, (recipe.network.widths[0], len(filters), 3, 3), dtype)
+        if width > len(filters):
+            triton_convolution.pad_filters(first, width)
+        if triton_convolution.suits_filters(y, len(filters)):
+            grad = triton_augment.new(y, (size, len(first), *y.shape[2:]), dtype)
+            triton_convolution.filter_sum(triton_convolution.filter_parts(y, grad, len(filters)), first)
     logits, labels, smoothing = meta(size, classes, dtype=dtype), meta(size, dtype=torch.int64), 0.2
     for weights in (None, meta(size)):
         partial = triton_loss.launch_loss(logits, labels, weights, smoothing)

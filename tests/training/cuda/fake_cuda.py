@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fastcifar.data.dataset import Dataset, Split
 from fastcifar.model import predict
-from fastcifar.model.kernels.triton_operators import TRAFFIC
+from fastcifar.model.kernels.triton_operators import FLOPS, TRAFFIC
 from fastcifar.model.network import Network
 from fastcifar.recipes.parse import load_recipe
 from fastcifar.training.annotations import PHASE
@@ -188,6 +188,7 @@ class Operator:
     written: tuple[Facts, ...]  # inputs that it changes
     outputs: tuple[Facts, ...] = ()  # in memory that is new
     moved: int | None = None  # bytes, of an operator of ours that does not move each tensor once
+    flops: int = 0  # as our own operators say
 
     @property
     def is_view(self) -> bool:
@@ -266,8 +267,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = func(*args, **kwargs)
         known = {storage(tensor) for tensor in inputs}
         fresh = tuple(facts(tensor) for tensor in tensors_in(out) if storage(tensor) not in known)
-        traffic = TRAFFIC.get(name.removeprefix("fastcifar::"))
-        self.operators[-1] = replace(operator, outputs=fresh, moved=traffic(args, out) if traffic else None)
+        traffic, flops = (counts.get(name.removeprefix("fastcifar::")) for counts in (TRAFFIC, FLOPS))
+        moved, operations = traffic(args, out) if traffic else None, flops(args, out) if flops else 0
+        self.operators[-1] = replace(operator, outputs=fresh, moved=moved, flops=operations)
         return out
 
     def note_range(self, func: Any, args: Any) -> None:

@@ -31,7 +31,7 @@ def total(tensors: tuple[Facts, ...]) -> int:
 
 def plain(op: Operator) -> Work:
     """Each input is read once, each output and changed input written once."""
-    return Work(1, total(op.inputs) + total(op.outputs) + total(op.written))
+    return Work(1, total(op.inputs) + total(op.outputs) + total(op.written), op.flops)
 
 
 def nothing(op: Operator) -> Work:
@@ -193,7 +193,7 @@ def work_of(op: Operator) -> Work:
     if op.is_view or not any(each.device == "cuda" for each in (*op.inputs, *op.outputs)):
         return Work(0)
     if op.moved is not None:
-        return Work(1, op.moved)
+        return Work(1, op.moved, op.flops)
     if op.name in BY_NAME:
         return BY_NAME[op.name].work(op)
     return FOREACH.work(op) if op.name.startswith("_foreach_") else plain(op)
