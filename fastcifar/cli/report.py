@@ -13,6 +13,7 @@ import typer
 from fastcifar import errors
 from fastcifar.cli.options import AsJson, Html, Quiet, check_page, check_target, document
 from fastcifar.cli.profile import By, Depth, Sort, Top
+from fastcifar.cli.search import show_search
 from fastcifar.errors import DataError
 
 if TYPE_CHECKING:
@@ -112,12 +113,19 @@ def explain_damage(path: Path, command: str) -> Iterator[None]:
 def report_runs(paths: list[Path], screen: Screen, target: float | None, margin: float | None, forms: Forms) -> int:
     """Report on the runs of results files and run folders; returns the exit code.
 
-    With a `margin` (percentage points) accuracies are judged by the anytime-valid confidence sequence.
+    With a `margin` (percentage points) accuracies are judged by the anytime-valid confidence sequence. The results file
+    of a search is shown as `search` shows it, unless something is asked for that only a bench has.
     """
     from fastcifar.bench.report import summarize
     from fastcifar.bench.results import load, merge
+    from fastcifar.bench.rungs import recorded_ladder
 
-    pool = merge([load(path) for path in paths])
+    parts = [load(path) for path in paths]
+    as_bench = len(parts) > 1 or forms.markdown or forms.svg is not None or target is not None or margin is not None
+    if not as_bench and (ladder := recorded_ladder(parts[0].header, parts[0].runs)):
+        show_search(screen, ladder, parts[0].runs, parts[0].header.device, forms.html)
+        return errors.OK
+    pool = merge(parts)
     names = list(pool.recipes)
     return show_runs(screen, pool.runs, names, summarize(pool.runs, names, target, margin), pool.device, forms)
 

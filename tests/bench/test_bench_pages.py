@@ -138,7 +138,9 @@ def test_one_run_failed_runs_and_a_search_have_a_page(paged: Callable[..., Parse
     part = write(tmp_path / "3.jsonl", header("a", "b"), [run("a", 0, None), run("b", 0, 0.5), run("b", 1, 0.5)])
     assert "Not drawn: 1 that diverged or failed" in paged(part).visible
     searched = paged(FIXTURES / "format1" / "search.jsonl")
-    assert "base at 0.25" in searched.text("td") and "slow at 0.5 of base at 0.5 in 5 of 12" in searched.text("h2")
+    assert "At full length nothing can be ranked" in searched.text("h2") and "dropped" in searched.text("td")
+    as_bench = paged(FIXTURES / "format1" / "search.jsonl", "--until-clear")
+    assert "base at 0.25" in as_bench.text("td") and "slow at 0.5 of base at 0.5 in 5 of 12" in as_bench.text("h2")
     assert "10.00 %" in paged(FIXTURES / "format1" / "run").visible
     assert "tiny" in paged(FIXTURES / "format1" / "profile.json").text("h1")
 
@@ -223,6 +225,8 @@ def test_a_search_writes_a_page(call: Call, tmp_path: Path) -> None:
     parsed = check_page((tmp_path / "p.html").read_text("utf-8"))
     assert parsed.document["rungs"] == json.loads(done.out)["rungs"]
     assert parsed.text("h1") == json.loads(done.out)["remark"]
+    again = call("report", tmp_path / "s.jsonl", "--html", tmp_path / "again.html", "--json")
+    assert again.out == done.out and (tmp_path / "again.html").read_bytes() == (tmp_path / "p.html").read_bytes()
 
 
 # --- In a browser ---

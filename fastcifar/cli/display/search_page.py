@@ -14,21 +14,21 @@ from fastcifar.cli.display.html import SERIES, Cell, Part, inline, legend, page,
 
 if TYPE_CHECKING:
     from fastcifar.bench.records import RunRecord
-    from fastcifar.bench.search import CandidateResult, Rung, Search
+    from fastcifar.bench.rungs import CandidateResult, Ladder, Rung
 
 MOST_COST = 3.0  # that is drawn; what costs more is drawn there
 OTHERS = 6  # the series, and the gray colour, of candidates that did not go on to the last rung
 
 
-def search_page(search: Search, runs: list[RunRecord], device: str, data: Mapping[str, Any]) -> str:
+def search_page(search: Ladder, runs: list[RunRecord], device: str, data: Mapping[str, Any]) -> str:
     """The page of a search as far as it has come; `data` is what `--json` holds, kept without the single runs."""
     rungs = search.rungs(runs)
     series = colors(rungs)
     parts = [ladder_part(rungs, series)] if any(one.cost is not None for rung in rungs for one in rung.results) else []
     parts += [rung_part(rung, after, series) for rung, after in zip_longest(rungs, rungs[1:])]
-    base, *candidates = search.plan.recipes
+    base, *candidates = search.names
     subtitle = (
-        f"{len(candidates)} candidates against {base} on {search.plan.dataset.name}, {len(runs)} runs on {device}; "
+        f"{len(candidates)} candidates against {base} on {search.dataset}, {len(runs)} runs on {device}; "
         f"accuracy on {search.holdout:,} training images held out."
     )
     return page(remark(search, runs), subtitle, parts, {key: value for key, value in data.items() if key != "runs"})
