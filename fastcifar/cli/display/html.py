@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from fastcifar.cli.display.screen import json_text
 from fastcifar.system.files import write_text
 from fastcifar.version import __version__
 
@@ -72,7 +73,8 @@ def write_page(path: Path, text: str) -> None:
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Markup:
     """A table with these headings, which the page's script sorts by a click on one of them.
 
-    A cell that has a value beside its text stands to the right and is sorted by the value; None comes last.
+    A cell that has a value beside its text stands to the right and is sorted by the value; None and what is not finite
+    come last.
     """
     head = Markup("").join(Markup('<th scope="col">{}</th>').format(column) for column in columns)
     body = Markup("").join(Markup("<tr>{}</tr>\n").format(Markup("").join(map(table_cell, row))) for row in rows)
@@ -86,7 +88,8 @@ def table_cell(cell: Cell) -> Markup:
     if isinstance(cell, str):
         return Markup("<td>{}</td>").format(cell)
     text, value = cell
-    return Markup('<td class="number" data-value="{}">{}</td>').format("" if value is None else repr(value), text)
+    known = value is not None and math.isfinite(value)
+    return Markup('<td class="number" data-value="{}">{}</td>').format(repr(value) if known else "", text)
 
 
 def paragraphs(sentences: Sequence[str]) -> Markup:
@@ -118,7 +121,7 @@ def pictures(titled: Sequence[tuple[str, Markup]]) -> Markup:
 
 def json_block(data: Mapping[str, Any]) -> Markup:
     """JSON for a script element: no `<` stands in it, so that nothing in the data can end the element."""
-    text = json.dumps(data, separators=(",", ":"))
+    text = json_text(data, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 

@@ -122,12 +122,9 @@ def header_facts(document: Record) -> list[tuple[str, str]]:
 
 def memory_facts(document: Record) -> list[tuple[str, str]]:
     """The memory of the step, where the document has it (those of earlier versions do not)."""
-    peak = document.get("peak_memory")
-    if peak is None:
-        return []
-    held, kept = document["held_memory"], document["activation_bytes"]
-    parts = {"peak": peak, "between steps": held, "kept for backward": kept}
-    return [("memory", ", ".join(f"{name} {megabytes(size)} MB" for name, size in parts.items()))]
+    parts = {"peak": "peak_memory", "between steps": "held_memory", "kept for backward": "activation_bytes"}
+    known = [f"{name} {megabytes(document[key])} MB" for name, key in parts.items() if document.get(key) is not None]
+    return [("memory", ", ".join(known))] if known else []
 
 
 # -------------------------------------------------------------------------------------------------------------- layers

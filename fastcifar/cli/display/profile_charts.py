@@ -143,8 +143,8 @@ class LogAxis:
 
 
 def counted(layers: Sequence[Record]) -> list[Record]:
-    """The layers that have a place in a roofline plot: with operations, bytes and time."""
-    return [x for x in layers if x["flops"] > 0 and x["bytes"] > 0 and x["forward_ms"] + x["backward_ms"] > 0]
+    """The layers that have a place in a roofline plot: with operations, a rate of them, bytes and time."""
+    return [x for x in layers if min(x["flops"], x["tflops"], x["bytes"], x["forward_ms"] + x["backward_ms"]) > 0]
 
 
 def roofline_plot(document: Record) -> Markup:

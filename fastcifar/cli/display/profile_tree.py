@@ -56,10 +56,9 @@ def step_box(document: Record) -> Box:
     for item in document.get("items") or layer_items(document):
         phase = item["phase"] or "unattributed"
         items[phase][item["layer"] or phase].append(item)
-    order = [*document["phases"], "unattributed"]
     spread = f"{ms(document['step_ms'])} ± {ms(document['step_std_ms'])} ms a step (mean ± standard deviation)"
     root = Box("step", whole, "plain", [f"step: {ms(whole)} ms", spread])
-    for phase in sorted(items, key=order.index):
+    for phase in (each for each in dict.fromkeys([*document["phases"], "unattributed", *items]) if each in items):
         below = [layer_box(name, each, layers.get(name), phase, whole) for name, each in items[phase].items()]
         time = sum(box.ms for box in below)
         root.below.append(Box(phase, time, "plain", [headline(phase, time, whole)], below))
@@ -122,8 +121,8 @@ def layer_lines(layer: Record | None, phase: str) -> list[str]:
     ]
     if phase not in ("forward", "backward"):
         return lines
-    if f"{phase}_flops" in layer:  # documents of earlier versions have the sum alone
-        flops, size = layer[f"{phase}_flops"], layer[f"{phase}_bytes"]
+    flops, size = (layer.get(f"{phase}_{cost}") for cost in ("flops", "bytes"))
+    if flops is not None and size is not None:  # documents of earlier versions have the sum alone
         lines.append(f"{phase}: {number(flops / 1e9)} GFLOP, {megabytes(size)} MB")
     both = f"both directions: {number(layer['tflops'])} TFLOP/s, {number(layer['gb_per_s'])} GB/s"
     return [*lines, both, f"{BOUNDS[layer['bound']]}, {percent(layer['roofline_share'], 0)} of the roofline"]
