@@ -27,6 +27,7 @@ from fastcifar.version import __version__
 PAGES = Path(__file__).parent / "pages"
 STYLES = ("page.css", "profile.css", "run.css")
 SCRIPTS = ("page.js", "profile.js")  # one script in the page: later files may use what earlier ones define
+LONG = 30  # letters from which a text is given room in a table
 SERIES = 8  # colours that are told apart, the classes s0 to s7 of page.css
 
 Cell = str | tuple[str, float | None]  # a text, or a figure with the value that it is sorted by; Markup stays markup
@@ -86,7 +87,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Markup:
 def table_cell(cell: Cell) -> Markup:
     """One cell of a table."""
     if isinstance(cell, str):
-        return Markup("<td>{}</td>").format(cell)
+        kind = Markup(' class="long"') if len(cell) > LONG else ""
+        return Markup("<td{}>{}</td>").format(kind, cell)
     text, value = cell
     known = value is not None and math.isfinite(value)
     return Markup('<td class="number" data-value="{}">{}</td>').format(repr(value) if known else "", text)
