@@ -27,6 +27,7 @@ from fastcifar.version import __version__
 PAGES = Path(__file__).parent / "pages"
 STYLES = ("page.css", "profile.css", "run.css")
 SCRIPTS = ("page.js", "profile.js")  # one script in the page: later files may use what earlier ones define
+SENTENCES = 12  # of a list that are shown at once
 LONG = 30  # letters from which a text is given room in a table
 SERIES = 8  # colours that are told apart, the classes s0 to s7 of page.css
 
@@ -87,7 +88,8 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Markup:
 def table_cell(cell: Cell) -> Markup:
     """One cell of a table."""
     if isinstance(cell, str):
-        kind = Markup(' class="long"') if len(cell) > LONG else ""
+        letters = len(cell.striptags()) if isinstance(cell, Markup) else len(cell)
+        kind = Markup(' class="long"') if letters > LONG else ""
         return Markup("<td{}>{}</td>").format(kind, cell)
     text, value = cell
     known = value is not None and math.isfinite(value)
@@ -95,9 +97,17 @@ def table_cell(cell: Cell) -> Markup:
 
 
 def paragraphs(sentences: Sequence[str]) -> Markup:
-    """A list of sentences."""
+    """A list of sentences; of many the first, the others behind a line that opens them."""
+    shown, more = unfolded(sentences[:SENTENCES]), sentences[SENTENCES:]
+    if more:
+        shown += Markup("<details><summary>{} more</summary>{}</details>\n").format(len(more), unfolded(more))
+    return shown
+
+
+def unfolded(sentences: Sequence[str]) -> Markup:
+    """A list of sentences, all of them."""
     items = Markup("").join(Markup("<li>{}</li>\n").format(sentence) for sentence in sentences)
-    return Markup('<ul class="sentences">\n{}</ul>\n').format(items)
+    return Markup('<ul class="sentences">\n{}</ul>\n').format(items) if sentences else Markup("")
 
 
 def legend(names: Sequence[str], series: Sequence[int] | None = None) -> Markup:

@@ -117,7 +117,7 @@ def is_clear(item: Record) -> bool:
 # ------------------------------------------------------------------------------------------------------------- roofline
 
 WIDTH, HEIGHT = 800, 460  # pixels
-INNER = (66.0, 14.0, WIDTH - 18.0, HEIGHT - 50.0)  # left, top, right, bottom, pixels
+INNER = (78.0, 14.0, WIDTH - 18.0, HEIGHT - 50.0)  # left, top, right, bottom, pixels
 LETTER, LINE = 6.6, 13.0  # width and height of a letter of the labels, pixels
 BOUND_SERIES = {"arithmetic": 2, "memory": 0, "launches": 4}
 
