@@ -20,7 +20,7 @@ FORMATS = (1, FORMAT)  # that are read
 SHARES = ("accuracy", "accuracy_no_tta")  # of one
 NUMBERS = ("train_s", "epochs_s", "eval_s", "wall_s", "at", "peak_memory", "flops", "other_load")
 OPTIONAL = ("accuracy_no_tta", "epochs_s", "eval_s", "peak_memory", "flops", "other_load")  # may be null
-MOST = 1e18  # more than any number in a results file
+MOST, LATEST = 1e18, 1e11  # more than any number in a results file, and than any time, seconds since 1970
 MAX_OTHER_LOAD = 0.1  # share of the processors; a run beside which others used more is left out of the times
 
 
@@ -127,7 +127,7 @@ def line_problem(line: Mapping[str, Any]) -> str | None:
     if bool(line.get("diverged", failed)) != failed:
         return "'diverged' must be true where 'accuracy' is null, and false elsewhere"
     for key in (*SHARES, *NUMBERS):
-        most = 1 if key in SHARES else MOST
+        most = 1 if key in SHARES else LATEST if key == "at" else MOST
         may_lack = key in OPTIONAL or (failed and key in ("accuracy", "train_s"))
         value = line.get(key, 0)
         if not (value is None and may_lack) and not is_number(value, most):

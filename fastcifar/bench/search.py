@@ -9,72 +9,30 @@ file alone, so a search that was killed resumes. Candidates are ranked by `relat
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
-from itertools import takewhile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastcifar import stats
 from fastcifar.bench.plan import BenchPlan, check_name
 from fastcifar.bench.records import RunRecord, Task, same_recipe
-from fastcifar.bench.relative_cost import error_slope, relative_cost
 from fastcifar.bench.results import ResultsFile
+from fastcifar.bench.rungs import BASE, FRACTIONS, Ladder, Made, by_task, full_run_seconds, total_length
 from fastcifar.bench.runner import Progress, finished, run_once
 from fastcifar.data.dataset import Dataset, holdout_split
 from fastcifar.errors import DataError, MachineError, UsageError
 from fastcifar.model.network import create_network
 from fastcifar.recipes.parse import merge_changes
 from fastcifar.recipes.schema import Recipe
-from fastcifar.stats import Estimate
 from fastcifar.system.text import read_text
 from fastcifar.training.engine import Engine
 from fastcifar.training.prepared import PreparedTrainings
 
-FRACTIONS = (0.25, 0.5, 1.0)  # of the recipes' epochs, rung by rung
-KEPT = 1 / 3  # of a rung's candidates, at least one, rounded up
 HOLDOUT = 5000  # training images to evaluate on, where the base holds none out; of few images a tenth
-BASE = "base"
-Made = Mapping[Task, RunRecord]
-
-
-@dataclass(frozen=True)
-class CandidateResult:
-    """One candidate in a rung; accuracies are fractions, times seconds.
-
-    `cost` is its relative cost, None for the base, for one that failed, and where no slope is known.
-    """
-
-    name: str
-    runs: int
-    accuracy: Estimate | None  # None for one that diverged, or could not run
-    train_s: Estimate | None
-    cost: float | None = None
-    cost_ci95: tuple[float, float] | None = None
-
-    @property
-    def sort_key(self) -> tuple[bool, float, float]:
-        """The better, the smaller: by cost where it is known, else by accuracy; what failed comes last."""
-        accuracy = self.accuracy.mean if self.accuracy else 0.0
-        return self.accuracy is None, self.cost if self.cost is not None else math.inf, -accuracy
-
-
-@dataclass(frozen=True)
-class Rung:
-    """All candidates of one length of runs, the base in front, then the best first."""
-
-    fraction: float
-    seeds: int
-    results: list[CandidateResult]
-
-    def document(self) -> dict[str, Any]:
-        """What `--json` holds of it."""
-        return {"fraction": self.fraction, "seeds": self.seeds, "standings": [asdict(each) for each in self.results]}
 
 
 @dataclass(frozen=True)
@@ -103,12 +61,11 @@ def budget(seconds_left: float, rungs_left: int, rounds: int) -> float:
 
 
 @dataclass(frozen=True)
-class Search:
+class Search(Ladder):
     """What is to be searched: a bench of the base and the candidates, and the seconds it may take."""
 
     plan: BenchPlan  # the base first
     seconds: float
-    holdout: int  # images that accuracies are of
 
     def next_task(self, runs: list[RunRecord]) -> Task | None:
         """The next run; None where the search is over.
@@ -141,7 +98,7 @@ class Search:
         """A rung's complete rounds and the first that is not. `counted` holds the runs of earlier rungs; those of the
         complete rounds are added."""
         complete: list[Round] = []
-        for seed in self.plan.seeds:
+        for seed in self.seeds:
             tasks = self.round_tasks(number, names, seed)
             runs = [made[task] for task in tasks if task in made]
             current = Round(
@@ -155,92 +112,6 @@ class Search:
             complete.append(current)
             counted.update(tasks)
         raise UsageError("The search has used up all seeds: begin another with a smaller --seed.")
-
-    def round_tasks(self, number: int, names: list[str], seed: int) -> list[Task]:
-        """A rung's runs with one seed, the base in the middle, in alternating order; behind those of the first rung
-        the base at the next length, which gives the slope."""
-        candidates = [name for name in names if name != BASE]
-        middle = len(candidates) // 2
-        order = [*candidates[:middle], BASE, *candidates[middle:]]
-        tasks = [Task(name, seed, FRACTIONS[number]) for name in (order if seed % 2 == 0 else reversed(order))]
-        return tasks if number else [*tasks, Task(BASE, seed, FRACTIONS[1])]
-
-    def survivors(self, made: Made, number: int) -> list[str]:
-        """The base and the candidates of a rung: the best of the rung before, without those that failed."""
-        if number == 0:
-            return list(self.plan.recipes)
-        before = self.rung(made, number - 1).results[1:]
-        best = before[: math.ceil(KEPT * len(before))]
-        return [BASE, *(each.name for each in best if each.accuracy is not None)]
-
-    def rung(self, made: Made, number: int) -> Rung:
-        """The results of a rung, by the seeds that all of its candidates finished."""
-        names, fraction = self.survivors(made, number), FRACTIONS[number]
-        seeds = list(
-            takewhile(lambda seed: all(t in made for t in self.round_tasks(number, names, seed)), self.plan.seeds)
-        )
-        slope = self.slope(made, number)
-        results = [self.candidate_result(made, name, fraction, seeds, slope) for name in names]
-        return Rung(fraction, len(seeds), [results[0], *sorted(results[1:], key=lambda result: result.sort_key)])
-
-    def candidate_result(
-        self, made: Made, name: str, fraction: float, seeds: list[int], slope: float | None
-    ) -> CandidateResult:
-        """One candidate's figures, compared with the base's runs with the same seeds."""
-        runs = [made[Task(name, seed, fraction)] for seed in seeds]
-        accuracies = [run.accuracy for run in runs if run.accuracy is not None]
-        times = [run.train_s for run in runs if run.train_s is not None]
-        if not runs or len(accuracies) < len(runs):
-            return CandidateResult(name, len(runs), None, None)
-        accuracy, train_s = stats.estimate(accuracies), stats.estimate(times)
-        pairs = completed_pairs((made[Task(BASE, run.seed, fraction)], run) for run in runs)
-        if name == BASE or slope is None or not pairs:
-            return CandidateResult(name, len(runs), accuracy, train_s)
-        return CandidateResult(name, len(runs), accuracy, train_s, *relative_cost(pairs, slope, self.holdout))
-
-    def slope(self, made: Made, number: int) -> float | None:
-        """The slope of the base's error from the length before to this one (in the first rung to the next), over
-        common seeds."""
-        first = max(0, number - 1)
-        short, long = FRACTIONS[first], FRACTIONS[first + 1]
-        shorter = [run for task, run in made.items() if task.name == BASE and task.fraction == short]
-        longer = [made.get(Task(BASE, run.seed, long)) for run in shorter]
-        pairs = [(a, b) for a, b in zip(shorter, longer, strict=True) if b is not None]
-        return error_slope(completed_pairs(pairs), self.holdout)
-
-    def rungs(self, runs: list[RunRecord]) -> list[Rung]:
-        """All rungs in which every survivor has a run, as far as the search has come."""
-        made, reached = by_task(runs), []
-        for number in range(len(FRACTIONS)):
-            rung = self.rung(made, number)
-            if not rung.seeds or len(rung.results) == 1:
-                break
-            reached.append(rung)
-        return reached
-
-    def first_round_seconds(self, runs: list[RunRecord]) -> float:
-        """Seconds that one round of the first rung takes, judged by the runs there are."""
-        return full_run_seconds(runs) * total_length(self.round_tasks(0, list(self.plan.recipes), 0))
-
-
-def by_task(runs: list[RunRecord]) -> dict[Task, RunRecord]:
-    """The runs by name, seed and fraction."""
-    return {run.task: run for run in runs}
-
-
-def completed_pairs(pairs: Iterable[tuple[RunRecord, RunRecord]]) -> list[tuple[RunRecord, RunRecord]]:
-    """The pairs of which both runs have an accuracy."""
-    return [(a, b) for a, b in pairs if a.accuracy is not None and b.accuracy is not None]
-
-
-def full_run_seconds(runs: list[RunRecord]) -> float:
-    """Seconds of a run at full length, judged by these runs; zero without any."""
-    return sum(run.wall_s for run in runs) / total_length([run.task for run in runs]) if runs else 0.0
-
-
-def total_length(tasks: list[Task]) -> float:
-    """The length of all these runs, in runs at full length."""
-    return sum(task.fraction for task in tasks)
 
 
 def load_candidates(path: Path, base: Recipe) -> dict[str, Recipe]:
@@ -299,8 +170,9 @@ def plan_search(
     for name, recipe in recipes.items():
         create_network(recipe.network, len(dataset.classes))
         held_out[name] = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, holdout=holdout))
-    engines = dict.fromkeys(recipes, engine)
-    return Search(BenchPlan(held_out, engines, dataset, device, range(first_seed, 2**63)), 60 * minutes, holdout)
+    seeds = range(first_seed, 2**63)
+    plan = BenchPlan(held_out, dict.fromkeys(recipes, engine), dataset, device, seeds)
+    return Search(list(recipes), seeds, holdout, dataset.name, plan, 60 * minutes)
 
 
 def run_search(

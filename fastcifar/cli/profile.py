@@ -85,7 +85,9 @@ def profile(
     Example: fastcifar profile hlb --vs hlb --set b:network.whiten.kernel=3
     """
     if versus is not None and (trace is not None or svg is not None or checkpoint is not None):
-        raise UsageError("--vs compares two recipes: it cannot be combined with --trace, --svg or --checkpoint.")
+        raise UsageError(
+            "--vs compares two recipes: it cannot be combined with --trace, --svg or --checkpoint; --html draws both."
+        )
     if checkpoint is not None and (recipe is not None or settings):
         raise UsageError("--checkpoint brings its recipe along: it takes no other recipe and no --set.")
     from fastcifar.cli.display.html import write_page

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +11,8 @@ import typer
 from fastcifar import errors
 from fastcifar.cli.options import AsJson, Html, Quiet, check_page, check_target, document
 from fastcifar.cli.profile import By, Depth, Sort, Top
+from fastcifar.cli.search import show_search
+from fastcifar.cli.stored import check_document
 from fastcifar.errors import DataError
 
 if TYPE_CHECKING:
@@ -75,49 +75,51 @@ def report(
     if stored is None:
         forms = Forms(as_markdown, svg, html, margin)
         return report_runs(paths, screen, target, margin if until_clear else None, forms)
-    with explain_damage(paths[0], stored["command"]):
-        if stored["command"] == "profile":
-            from fastcifar.cli.display.profile import report_from_document
-
-            shown: Any = report_from_document(stored, screen.console.width, by, sort, depth, top)
-        else:
-            from fastcifar.cli.display.training import summary_from_document
-
-            shown = summary_from_document(stored)
-    if html is not None:
-        from fastcifar.cli.display.html import write_page
-        from fastcifar.cli.display.run_page import run_page
-        from fastcifar.cli.display.stored_page import stored_page
-
-        with explain_damage(paths[0], stored["command"]):
-            write_page(html, run_page(paths[0]) if stored["command"] == "train" else stored_page(stored, shown))
-    screen.result(shown, stored)
     if stored["command"] == "profile":
-        return errors.OK
-    missed = target is not None and 100 * stored["accuracy"] < target
+        from fastcifar.cli.display.profile import report_from_document
+
+        shown: Any = report_from_document(stored, screen.console.width, by, sort, depth, top)
+    else:
+        from fastcifar.cli.display.training import summary_from_document
+
+        shown = summary_from_document(stored)
+    if html is not None:
+        write_stored_page(html, paths[0], stored)
+    screen.result(shown, stored)
+    missed = target is not None and stored["command"] == "train" and 100 * stored["accuracy"] < target
     return errors.TARGET_MISSED if missed else errors.OK
 
 
-@contextmanager
-def explain_damage(path: Path, command: str) -> Iterator[None]:
-    """Turn what a document edited by hand can raise into a DataError."""
-    try:
-        yield
-    except KeyError as error:
-        raise DataError(f"{path} is no whole document of `{command}`: it lacks {error}.") from None
-    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError):
-        raise DataError(f"{path} is no whole document of `{command}`: a value in it is of the wrong kind.") from None
+def write_stored_page(html: Path, path: Path, stored: dict[str, Any]) -> None:
+    """Write the page of a stored document, or of the run folder that it stands in."""
+    from fastcifar.cli.display.html import write_page
+
+    if stored["command"] == "profile":
+        from fastcifar.cli.display.profile_page import profile_page
+
+        write_page(html, profile_page(stored))
+    else:
+        from fastcifar.cli.display.run_page import run_page
+
+        write_page(html, run_page(path))
 
 
 def report_runs(paths: list[Path], screen: Screen, target: float | None, margin: float | None, forms: Forms) -> int:
     """Report on the runs of results files and run folders; returns the exit code.
 
-    With a `margin` (percentage points) accuracies are judged by the anytime-valid confidence sequence.
+    With a `margin` (percentage points) accuracies are judged by the anytime-valid confidence sequence. The results file
+    of a search is shown as `search` shows it, unless something is asked for that only a bench has.
     """
     from fastcifar.bench.report import summarize
     from fastcifar.bench.results import load, merge
+    from fastcifar.bench.rungs import recorded_ladder
 
-    pool = merge([load(path) for path in paths])
+    parts = [load(path) for path in paths]
+    as_bench = len(parts) > 1 or forms.markdown or forms.svg is not None or target is not None or margin is not None
+    if not as_bench and (ladder := recorded_ladder(parts[0].header, parts[0].runs)):
+        show_search(screen, ladder, parts[0].runs, parts[0].header.device, forms.html)
+        return errors.OK
+    pool = merge(parts)
     names = list(pool.recipes)
     return show_runs(screen, pool.runs, names, summarize(pool.runs, names, target, margin), pool.device, forms)
 
@@ -146,7 +148,7 @@ def show_runs(
 def stored_document(path: Path) -> dict[str, Any] | None:
     """The JSON document of `train` (as in a run folder) or `profile` at this path; None for a results file.
 
-    Raises DataError for a file that cannot be read, or is a document of another command.
+    Raises DataError for a file that cannot be read, a damaged document, and one of another command.
     """
     from fastcifar.bench.results import RECORD, decode, load_run
     from fastcifar.system.text import to_utf8
@@ -160,6 +162,7 @@ def stored_document(path: Path) -> dict[str, Any] | None:
         return None
     if stored["command"] not in ("train", "profile"):
         raise DataError(f"{file} is a document of `{stored['command']}`: `report` shows its results file.")
+    check_document(stored, file)
     if stored["command"] == "train":
-        load_run(file, stored)  # raises where it is damaged
+        load_run(file, stored)  # raises where its recipe, or what it says of its machine, is damaged
     return stored

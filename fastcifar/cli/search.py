@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,11 @@ from fastcifar.cli.options import (
     open_session,
 )
 from fastcifar.errors import Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from fastcifar.bench.records import RunRecord
+    from fastcifar.bench.rungs import Ladder
+    from fastcifar.cli.display.screen import Screen
 
 
 def search(
@@ -52,7 +57,7 @@ def search(
     """
     from fastcifar.bench.distributed import here
     from fastcifar.bench.search import load_candidates, plan_search, run_search
-    from fastcifar.cli.display.bench import SearchView, remark, search_introduction, search_report
+    from fastcifar.cli.display.bench import SearchView, search_introduction, search_report
     from fastcifar.cli.display.screen import Screen
     from fastcifar.recipes.parse import load_recipe
 
@@ -74,15 +79,22 @@ def search(
         if kept:
             screen.console.print(search_report(plan, kept))
         raise Interrupted(f"Interrupted; {len(kept)} runs are kept in {out}: the same command resumes.") from None
+    show_search(screen, plan, finished, session.device_name, html)
+
+
+def show_search(screen: Screen, ladder: Ladder, runs: list[RunRecord], device: str, html: Path | None) -> None:
+    """Show what the runs of a search say, on the screen and on a page."""
+    from fastcifar.cli.display.bench import remark, search_report
+
     result = {
-        **document("search", session.device_name),
-        "runs": [run.document() for run in finished],
-        "rungs": [rung.document() for rung in plan.rungs(finished)],
-        "remark": remark(plan, finished),
+        **document("search", device),
+        "runs": [run.document() for run in runs],
+        "rungs": [rung.document() for rung in ladder.rungs(runs)],
+        "remark": remark(ladder, runs),
     }
     if html is not None:
         from fastcifar.cli.display.html import write_page
         from fastcifar.cli.display.search_page import search_page
 
-        write_page(html, search_page(plan, finished, session.device_name, result))
-    screen.result(search_report(plan, finished), result)
+        write_page(html, search_page(ladder, runs, device, result))
+    screen.result(search_report(ladder, runs), result)

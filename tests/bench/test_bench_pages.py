@@ -6,6 +6,7 @@ import json
 import math
 import re
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -138,7 +139,9 @@ def test_one_run_failed_runs_and_a_search_have_a_page(paged: Callable[..., Parse
     part = write(tmp_path / "3.jsonl", header("a", "b"), [run("a", 0, None), run("b", 0, 0.5), run("b", 1, 0.5)])
     assert "Not drawn: 1 that diverged or failed" in paged(part).visible
     searched = paged(FIXTURES / "format1" / "search.jsonl")
-    assert "base at 0.25" in searched.text("td") and "slow at 0.5 of base at 0.5 in 5 of 12" in searched.text("h2")
+    assert "At full length nothing can be ranked" in searched.text("h2") and "dropped" in searched.text("td")
+    as_bench = paged(FIXTURES / "format1" / "search.jsonl", "--until-clear")
+    assert "base at 0.25" in as_bench.text("td") and "slow at 0.5 of base at 0.5 in 5 of 12" in as_bench.text("h2")
     assert "10.00 %" in paged(FIXTURES / "format1" / "run").visible
     assert "tiny" in paged(FIXTURES / "format1" / "profile.json").text("h1")
 
@@ -223,9 +226,20 @@ def test_a_search_writes_a_page(call: Call, tmp_path: Path) -> None:
     parsed = check_page((tmp_path / "p.html").read_text("utf-8"))
     assert parsed.document["rungs"] == json.loads(done.out)["rungs"]
     assert parsed.text("h1") == json.loads(done.out)["remark"]
+    again = call("report", tmp_path / "s.jsonl", "--html", tmp_path / "again.html", "--json")
+    assert again.out == done.out and (tmp_path / "again.html").read_bytes() == (tmp_path / "p.html").read_bytes()
 
 
 # --- In a browser ---
+
+ZOOM = "document.querySelector('section:nth-of-type(2) .zoom').getAttribute('transform')"
+TICKS = "[...document.querySelectorAll('section:nth-of-type(2) svg.plot .ticks text')].map((t) => t.textContent)"
+
+
+def matrix(browser: Browser) -> list[float]:
+    """How the second section's plot is enlarged and moved: across, down, to the right, to the bottom."""
+    a, _, _, d, e, f = (float(number) for number in re.findall(r"[-\d.e]+", browser.ask(ZOOM).partition("(")[2]))
+    return [a, d, e, f]
 
 
 @pytest.fixture(scope="module")
@@ -280,17 +294,15 @@ def test_a_plot_tells_and_zooms(browser: Browser, paged: Callable[..., Parsed], 
     assert not browser.ask("document.getElementById('tip').classList.contains('hidden')")
 
     left, top, right, bottom = browser.place("section:nth-of-type(2) svg.plot")
-    ticks = "[...document.querySelectorAll('section:nth-of-type(2) svg.plot .ticks text')].map((t) => t.textContent)"
-    before = browser.ask(ticks)
+    before = browser.ask(TICKS)
     middle = ((left + right) / 2, (top + bottom) / 2)
     browser.drag(middle, (middle[0] + (right - left) / 4, middle[1] + (bottom - top) / 4))
-    matrix = browser.ask("document.querySelector('section:nth-of-type(2) .zoom').getAttribute('transform')")
-    across = float(re.match(r"matrix\(([\d.]+) ", matrix).group(1))  # type: ignore[union-attr]
+    across = matrix(browser)[0]
     inner = (640 - 72 - 16) / 640
     assert math.isclose(across, 4 * inner, rel_tol=0.05), "a quarter of the picture fills the plot"
-    assert browser.ask(ticks) != before
+    assert browser.ask(TICKS) != before
     browser.click("section:nth-of-type(2) button.reset")
-    assert browser.ask(ticks) == before and browser.errors == []
+    assert browser.ask(TICKS) == before and browser.errors == []
 
 
 @needs_chromium
@@ -311,3 +323,84 @@ def test_a_name_that_is_a_script_does_not_run(browser: Browser, paged: Callable[
     assert name in browser.ask("document.title") and browser.errors == [] and browser.requests == []
     browser.hover("section:nth-of-type(2) .mean")
     assert browser.ask("document.getElementById('tip').textContent").startswith(name)
+
+
+def press(browser: Browser, key: str) -> None:
+    """Press and release a key."""
+    text = {"text": key} if len(key) == 1 else {}
+    browser.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
+    browser.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_a_plot_zooms_by_buttons_and_by_keys(
+    browser: Browser, paged: Callable[..., Parsed], results: Path, tmp_path: Path
+) -> None:
+    paged(results)
+    browser.open(tmp_path / "page.html", 400)
+    before = browser.ask(TICKS)
+    plus, minus = (f"section:nth-of-type(2) button[aria-label='Zoom {way}']" for way in ("in", "out"))
+    browser.click(plus)
+    browser.click(plus)
+    assert matrix(browser)[:2] == pytest.approx([2.25, 2.25]) and browser.ask(TICKS) != before
+    browser.click(minus)
+    assert matrix(browser)[:2] == pytest.approx([1.5, 1.5])
+    browser.click(minus)
+    browser.click(minus)
+    assert matrix(browser) == pytest.approx([1, 1, 0, 0], abs=1e-6) and browser.ask(TICKS) == before
+    shown = "getComputedStyle(document.querySelector('section:nth-of-type(2) button.reset')).display !== 'none'"
+    assert not browser.ask(shown), "the whole picture is shown"
+
+    browser.ask("document.querySelector('section:nth-of-type(2) svg.plot').focus()")
+    scrolled = browser.ask("scrollY")
+    press(browser, "+")
+    middle = matrix(browser)
+    press(browser, "ArrowRight")
+    press(browser, "ArrowUp")
+    moved = matrix(browser)
+    assert moved[:2] == middle[:2] and moved[2] < middle[2] and moved[3] > middle[3], "a part to the right, and higher"
+    for _ in range(20):
+        press(browser, "ArrowLeft")
+    left = float(browser.ask("document.querySelector('section:nth-of-type(2) svg.plot').dataset.x").split()[2])
+    assert matrix(browser)[2] == pytest.approx(left * (1 - middle[0])), "no farther than the picture's end"
+    assert browser.ask("scrollY") == scrolled and browser.ask(shown), "the keys do not scroll the page"
+    press(browser, "Escape")
+    assert browser.ask(TICKS) == before and browser.errors == []
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_a_finger_moves_an_enlarged_plot_and_scrolls_the_page_otherwise(
+    browser: Browser, paged: Callable[..., Parsed], results: Path, tmp_path: Path
+) -> None:
+    paged(results)
+    browser.open(tmp_path / "page.html", 400)
+    browser.call("Emulation.setTouchEmulationEnabled", enabled=True)
+
+    def drag(across: float, down: float) -> None:
+        left, top, right, bottom = browser.place("section:nth-of-type(2) svg.plot")
+        x, y = (left + right) / 2, (top + bottom) / 2
+        for kind, places in (
+            ("touchStart", [{"x": x, "y": y}]),
+            ("touchMove", [{"x": x + across / 2, "y": y + down / 2}]),
+            ("touchMove", [{"x": x + across, "y": y + down}]),
+            ("touchEnd", []),
+        ):
+            browser.call("Input.dispatchTouchEvent", type=kind, touchPoints=places)
+
+    browser.click("section:nth-of-type(2) button[aria-label='Zoom in']")
+    before = matrix(browser)
+    drag(40, -30)
+    after, scale = matrix(browser), 640 / (400 - 24)  # pixels of the picture for each of the window
+    assert [after[2] - before[2], after[3] - before[3]] == pytest.approx([40 * scale, -30 * scale], abs=6)
+    browser.click("section:nth-of-type(2) button.reset")
+    browser.place("section:nth-of-type(2) svg.plot")
+    scrolled = browser.ask("scrollY")
+    drag(0, -120)
+    deadline = time.monotonic() + 5
+    while browser.ask("scrollY") <= scrolled and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert browser.ask("scrollY") > scrolled and matrix(browser) == pytest.approx([1, 1, 0, 0], abs=1e-6)
+    assert browser.errors == []
+    browser.call("Emulation.setTouchEmulationEnabled", enabled=False)

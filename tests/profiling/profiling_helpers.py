@@ -237,3 +237,16 @@ def large_document(layers: int = 2000) -> dict[str, Any]:
     for layer in document["layers"]:
         layer["share"] = layer["total_ms"] / (document["kernel_ms"] + document["idle_ms"])
     return document
+
+
+def unattributed(document: dict[str, Any]) -> dict[str, Any]:
+    """The profile as if no kernel had been attributed to a layer, as of a replayed graph."""
+    nothing = dict.fromkeys(("forward_ms", "backward_ms", "optimizer_ms", "total_ms", "share", "flops", "bytes"), 0)
+    return {
+        **document,
+        "engine": "graph",
+        "unattributed_ms": document["kernel_ms"],
+        "phases": dict.fromkeys(document["phases"], 0.0),
+        "layers": [{**layer, **nothing} for layer in document["layers"]],
+        "items": [{**item, "phase": None, "layer": None} for item in document["items"]],
+    }

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 from conftest import Call
-from profiling_helpers import FIXTURE, fixed_comparison, fixed_document, large_document, named
+from profiling_helpers import FIXTURE, fixed_comparison, fixed_document, large_document, named, unattributed
 
+from fastcifar.cli.display.figures import kernel_label, number
+from fastcifar.cli.display.figures import ms as milliseconds
 from fastcifar.cli.display.profile import above_roofline
 from fastcifar.cli.display.profile_charts import MOST_BARS, MOST_DIFFERENCES, difference_bars, roofline_plot
 from fastcifar.cli.display.profile_page import FIELDS, MOST_ROWS, profile_page
@@ -55,7 +57,7 @@ class Page(HTMLParser):
     def handle_data(self, text: str) -> None:
         around = self.open[-1] if self.open else ""
         self.texts.append((around, text))
-        if around in ("td", "th"):
+        if {"td", "th"} & set(self.open):
             before, value = self.rows[-1][-1]
             self.rows[-1][-1] = (before + text, value)
 
@@ -149,6 +151,59 @@ def test_names_stay_text(make: Any, name: str) -> None:
     around = {tag for tag, text in page.texts if name in text}
     assert {"h1", "title", "td", "text"} <= around, "the name is missing somewhere"
     assert name in page.data["icicles"][0]["names"]
+
+
+def headings(page: Page) -> list[str]:
+    """The titles of the sections."""
+    return [text for tag, text in page.texts if tag == "h2"]
+
+
+def test_a_profile_of_which_hardly_anything_is_known_by_layer_shows_its_kernels() -> None:
+    document = unattributed(fixed_document())
+    text = profile_page(document)
+    page = Page(text)
+    assert "100.0 % of the kernel time could not be attributed to layers" in text and "--engine eager" in text
+    assert headings(page)[0] == "Where the time goes by layer is not known" and len(headings(page)) == 4
+    assert {kernel["name"] for kernel in document["kernels"]} < set(page.table("kernel"))
+    assert "bound by arithmetic" not in "".join(headings(page)) and "of it in" not in text
+    assert "kernels are shown by name" not in profile_page(fixed_document())
+    assert "--engine eager" not in profile_page({**document, "engine": "eager"})
+
+
+def test_layers_of_which_nothing_is_known_are_not_compared() -> None:
+    document = fixed_comparison()
+    compared = headings(Page(profile_page(document)))
+    text = profile_page({**document, "b": unattributed(document["b"])})
+    assert "b: With the graph engine 100.0 %" in text and "a: With the" not in text
+    assert any("layers differ" in title for title in compared) and "layers differ" not in text
+    assert {"a: wgrad takes 20 % of the step", "b: wgrad takes 28 % of the step"} <= set(headings(Page(text)))
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("void at::native::(anonymous namespace)::pool<float>(float const*, int)", "pool<float>"),
+        ("void at::native::unary<4, at::native::f(int)::{lambda()#1}>(int, char*)", "unary<4, f(int)::{lambda()#1}>"),
+        ("Memcpy DtoD (Device -> Device)", "Memcpy DtoD (Device -> Device)"),
+        ("aten::conv2d", "aten::conv2d"),
+        ("(odd)", "(odd)"),
+    ],
+)
+def test_a_kernel_is_called_by_what_tells_it_apart(name: str, label: str) -> None:
+    assert kernel_label(name) == label
+    page = Page(profile_page(named(fixed_document(), "gemm", name)))
+    data = page.data["icicles"][0]
+    assert data["labels"][data["names"].index(name)] == label
+    assert label in page.table("kernel") and name in {a.get("title") for tag, a in page.elements if tag == "span"}
+
+
+def test_small_figures_keep_their_digits() -> None:
+    assert [milliseconds(value) for value in (0.0, 0.00004, 0.0061, 0.0123, 0.5, 12.34, 4321.0)] == [
+        *("0.000", "0.0000", "0.0061", "0.012", "0.50", "12.3", "4,321")
+    ]
+    assert [number(value) for value in (0.0, 6.14e-05, 0.000235, 12.3, 1234.5)] == [
+        *("0", "0.0000614", "0.000235", "12.3", "1,234")
+    ]
 
 
 def test_the_page_loads_nothing() -> None:

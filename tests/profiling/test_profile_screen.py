@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from profiling_helpers import fixed_comparison, fixed_document
+from profiling_helpers import fixed_comparison, fixed_document, unattributed
 from rich.console import Console
 
 from fastcifar.cli.display.icicle import BODY, COLUMNS, HEAD, WIDTH, icicle
@@ -48,6 +48,19 @@ def test_the_screen_is_as_kept(name: str, options: dict[str, Any]) -> None:
     if os.environ.get("FASTCIFAR_GOLDEN") == "write":
         kept.write_text(text, encoding="utf-8")
     assert text == kept.read_text(encoding="utf-8")
+
+
+def test_what_is_not_known_by_layer_is_shown_by_kernel() -> None:
+    document = unattributed(fixed_document())
+    text = screen(document, 100)
+    assert "100.0 % of the kernel time could not be attributed" in text and "wgrad" in text and "roofline" not in text
+    assert "arithmetic" not in screen(document, 140, by="phase") and "unattributed" in screen(document, 100, by="phase")
+    known = {**document, "unattributed_ms": 0.89 * document["kernel_ms"]}
+    assert "arithmetic" not in screen(known, 140), "nothing bounds a layer that took no time"
+    assert "conv" in screen(known, 140) and "attributed to" not in screen(known, 140)
+    both = fixed_comparison()
+    text = screen({**both, "a": unattributed(both["a"])}, 100)
+    assert "a: With the graph engine" in text and "conv" not in text and "b over a" in text and "step" in text
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 140, 200])

@@ -20,8 +20,9 @@ from fastcifar.stats import Estimate, Interval
 if TYPE_CHECKING:
     from fastcifar.bench.plan import BenchPlan
     from fastcifar.bench.records import RunRecord
+    from fastcifar.bench.rungs import CandidateResult, Ladder, Rung
     from fastcifar.bench.runner import Progress
-    from fastcifar.bench.search import CandidateResult, Rung, Search
+    from fastcifar.bench.search import Search
 
 
 class RunsView(View):
@@ -312,7 +313,7 @@ def candidate_cells(one: CandidateResult) -> list[str]:
     return [*figures, cost, between(one.cost_ci95, 1, ".3f")]
 
 
-def remark(search: Search, runs: list[RunRecord]) -> str:
+def remark(search: Ladder, runs: list[RunRecord]) -> str:
     """The result of a search, in a sentence."""
     rungs = search.rungs(runs)
     if not rungs:
@@ -337,7 +338,7 @@ def remark(search: Search, runs: list[RunRecord]) -> str:
     return f"{cost}; confirm it with other seeds." if high < 1 else f"{cost}: no difference shown."
 
 
-def search_report(search: Search, runs: list[RunRecord]) -> RenderableType:
+def search_report(search: Ladder, runs: list[RunRecord]) -> RenderableType:
     """The whole search for a terminal."""
     return Group(*map(rung_table, search.rungs(runs)), Text(remark(search, runs)))
 

@@ -44,7 +44,7 @@ def bench_page(
     The page keeps the data without the single runs, which would make it large.
     """
     parts = [summary_part(report), runs_part(runs, report)]
-    if any(one.accuracy for one in report.recipes):
+    if any(one.accuracy and one.accuracy.std is not None for one in report.recipes):
         parts.append(spread_part(runs, report))
     found = courses(runs, names, margin)
     if found:
@@ -98,18 +98,22 @@ def in_time(one: Summary) -> str:
 def subtitle(runs: Sequence[RunRecord], report: Report) -> str:
     """How many runs of what, and where."""
     seeds = [run.seed for run in runs]
-    which = f", seeds {min(seeds)} to {max(seeds)}" if seeds else ""
+    which = (
+        "" if not seeds else f", seeds {min(seeds)} to {max(seeds)}" if len(set(seeds)) > 1 else f", seed {seeds[0]}"
+    )
     where = "; ".join(map(str, report.machines)) or "an unknown machine"
-    return f"{len(runs):,} runs of {listed([name_of(one) for one in report.recipes], 8)}{which}; on {where}."
+    count = "1 run" if len(runs) == 1 else f"{len(runs):,} runs"
+    return f"{count} of {listed([name_of(one) for one in report.recipes], 8)}{which}; on {where}."
 
 
 def summary_part(report: Report) -> Part:
     """The verdicts and the tables."""
-    body = paragraphs(remarks(report)) + recipes_table(report)
+    said = finding(report)
+    body = paragraphs([sentence for sentence in remarks(report) if sentence != said]) + recipes_table(report)
     if report.comparisons:
         body += comparisons_table(report)
     return Part(
-        means(report),
+        "In figures" if means(report) == said else means(report),
         body,
         "Accuracy on the images that a run is judged by, train time in seconds. What stands behind ± is half the 95 % "
         "interval of the mean, std the standard deviation over runs. Differences in percentage points, times as "

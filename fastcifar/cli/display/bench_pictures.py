@@ -12,15 +12,16 @@ from markupsafe import Markup
 
 from fastcifar.bench.records import RunRecord
 from fastcifar.bench.report import POINT, Course, Report, Summary, label
-from fastcifar.cli.display.bench import between, figure, points, seconds, spread
+from fastcifar.cli.display.bench import between, figure, points, run_line, seconds, spread
 from fastcifar.cli.display.chart import Plot
 from fastcifar.cli.display.html import Part, inline, legend, pictures
 
 MOST_POINTS = 2000  # in one picture; of more runs every n-th is drawn
 MOST_STEPS = 400  # of a line
 MOST_COURSES = 6  # pictures of how an interval narrowed
+MOST_ROWS = 40  # recipes, or comparisons, in one picture
 BINS = 40  # of a histogram, across the picture
-HOUR, DAY = 3600.0, 86400.0
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 
 Item = TypeVar("Item")
 
@@ -73,9 +74,11 @@ def runs_part(runs: Sequence[RunRecord], report: Report) -> Part:
         for run in drawn:
             if (run.name, run.fraction) == (one.name, one.fraction):
                 plot.point(group, (run.train_s or 0.0, 100 * (run.accuracy or 0.0)), run_words(run))
+    for i, one in enumerate(report.recipes):
         draw_means(plot, i, one)
-    gone = sum(one.diverged for one in report.recipes)
-    missing = f" Not drawn: {gone} that diverged or failed." if gone else ""
+    gone = [run_line(run) for run in runs if run.accuracy is None]
+    missing = f" Not drawn: {len(gone)} that diverged or failed ({listed(gone)})." if gone else ""
+    aim = "" if report.target is None else f" The dashed line is the target, {report.target:g} %."
     title = "Every run: its train time and its accuracy"
     if len(report.comparisons) == 1 and (ratio := report.comparisons[0].time_ratio) is not None:
         each = report.comparisons[0]
@@ -83,8 +86,8 @@ def runs_part(runs: Sequence[RunRecord], report: Report) -> Part:
     return Part(
         title,
         legend([name_of(one) for one in report.recipes]) + inline(plot.svg),
-        f"A point is a run; the large one is a recipe's mean, its cross the 95 % intervals.{said}{missing} Drag over a "
-        "part of a picture to enlarge it, click on a name to hide its points.",
+        f"A point is a run; the large one is a recipe's mean, its cross the 95 % intervals.{aim}{said}{missing} Drag "
+        "over a part of a picture to enlarge it, or use its buttons; a click on a name hides its points.",
     )
 
 
@@ -104,17 +107,18 @@ def draw_means(plot: Plot, series: int, one: Summary) -> None:
 
 def spread_part(runs: Sequence[RunRecord], report: Report) -> Part:
     """The distribution of accuracies: a row a recipe."""
+    shown = report.recipes[:MOST_ROWS]
     values = {
         (one.name, one.fraction): [
             run for run in runs if run.accuracy is not None and (run.name, run.fraction) == (one.name, one.fraction)
         ]
-        for one in report.recipes
+        for one in shown
     }
     ends = [100 * run.accuracy for group in values.values() for run in group if run.accuracy is not None]
-    names = [name_of(one) for one in report.recipes]
+    names = [name_of(one) for one in shown]
     plot = Plot("Accuracies by recipe", ("accuracy, %", ends), height=70 + 90.0 * len(names), rows=names)
     said = ""
-    for i, one in enumerate(report.recipes):
+    for i, one in enumerate(shown):
         made = values[one.name, one.fraction]
         draw_histogram(plot, i, made)
         drawn, left_out = thin(made, MOST_POINTS // len(values))
@@ -129,8 +133,13 @@ def spread_part(runs: Sequence[RunRecord], report: Report) -> Part:
         f"Accuracy spreads by {listed(stds)} (standard deviation, points)" if stds else "Accuracies by recipe",
         inline(plot.svg),
         "Bars count all runs, points below them are single runs; the large point is the mean with its 95 % interval."
-        f"{said}",
+        f"{said}{first_rows(len(report.recipes))}",
     )
+
+
+def first_rows(count: int) -> str:
+    """Says that a picture has not all rows, where it has not."""
+    return f" The first {MOST_ROWS} of {count}." if count > MOST_ROWS else ""
 
 
 def draw_histogram(plot: Plot, row: int, runs: Sequence[RunRecord]) -> None:
@@ -156,16 +165,17 @@ def draw_row_mean(plot: Plot, row: int, one: Summary) -> None:
 
 def differences_part(report: Report, found: Sequence[Course]) -> Part:
     """The differences in accuracy with the same seed: a row a comparison."""
-    names = [f"{label(each.b, each.fraction)} − {label(each.a, each.fraction)}" for each in found]
-    values = [100 * value for each in found for value in each.differences]
+    shown = found[:MOST_ROWS]
+    names = [f"{label(each.b, each.fraction)} − {label(each.a, each.fraction)}" for each in shown]
+    values = [100 * value for each in shown for value in each.differences]
     words = "Differences in accuracy by seed"
     plot = Plot(
-        words, ("difference in accuracy, percentage points", [0.0, *values]), height=70 + 80.0 * len(found), rows=names
+        words, ("difference in accuracy, percentage points", [0.0, *values]), height=70 + 80.0 * len(shown), rows=names
     )
     plot.upright(0.0, "no difference", "zero")
     said = ""
-    for i, (each, compared) in enumerate(zip(found, report.comparisons, strict=True)):
-        drawn, left_out = thin(list(zip(each.seeds, each.differences, strict=True)), MOST_POINTS // len(found))
+    for i, (each, compared) in enumerate(zip(shown, report.comparisons, strict=False)):
+        drawn, left_out = thin(list(zip(each.seeds, each.differences, strict=True)), MOST_POINTS // len(shown))
         said = left_out or said
         group = plot.group(series_of(report, each))
         for seed, value in drawn:
@@ -185,7 +195,7 @@ def differences_part(report: Report, found: Sequence[Course]) -> Part:
         f"Ahead{of} with the same seed: {listed(ahead)}",
         inline(plot.svg),
         "A point is the difference of two runs with the same seed; above them the mean with its 95 % interval "
-        f"({'anytime-valid' if report.comparisons[0].sequential else 'paired t'}).{said}",
+        f"({'anytime-valid' if report.comparisons[0].sequential else 'paired t'}).{said}{first_rows(len(found))}",
     )
 
 
@@ -258,6 +268,12 @@ def course_picture(each: Course, margin: float, series: int) -> Markup:
     return inline(plot.svg)
 
 
+def unit_of(seconds: float) -> tuple[float, str]:
+    """The unit of time, in seconds, that suits a period, and what it is called."""
+    units = ((DAY, "days"), (HOUR, "hours"), (MINUTE, "minutes"))
+    return next(((unit, name) for unit, name in units if seconds > 3 * unit), (1.0, "seconds"))
+
+
 def drift_part(runs: Sequence[RunRecord], report: Report) -> Part:
     """Train times over the hours in which they were measured, as a share of their recipe's mean."""
     mean = {
@@ -267,7 +283,7 @@ def drift_part(runs: Sequence[RunRecord], report: Report) -> Part:
         if each.train_s
     }
     start = min(run.at for run in runs)
-    unit, name = (DAY, "days") if max(run.at for run in runs) - start > 3 * DAY else (HOUR, "hours")
+    unit, name = unit_of(max(run.at for run in runs) - start)
     placed = []
     for run in runs:
         usual = mean.get((run.name, run.fraction, run.machine, run.engine))

@@ -86,9 +86,7 @@ class Plot:
                 self.svg.set(name, f"{each.low!r} {each.high!r} {each.start:g} {each.end:g}")
         ticks = draw(self.svg, "g", {"class": "ticks"})
         self.grid_down(ticks)
-        if rows:
-            self.name_rows(ticks, rows)
-        else:
+        if not rows:
             self.grid_across(ticks)
         self.name_axes(x[0], y[0])
         frame = dict(zip(("x", "y"), self.box[:2], strict=True))
@@ -96,6 +94,7 @@ class Plot:
         view = " ".join(f"{value:g}" for value in (*frame.values(), *size.values()))
         inner = draw(self.svg, "svg", {**frame, **size, "viewBox": view})  # cuts off what a zoom moves out of it
         self.marks = draw(inner, "g", {"class": "zoom"})
+        self.name_rows(draw(self.svg, "g"), rows)  # over the marks: names stay legible
 
     def grid_down(self, ticks: Element) -> None:
         """The lines and figures of the horizontal axis."""
@@ -113,11 +112,11 @@ class Plot:
             place: dict[str, str | float] = {"x": self.box[0] - 8, "y": at + 4, "text-anchor": "end"}
             draw(ticks, "text", {"class": "faint", **place}, f"{value:.6g}")
 
-    def name_rows(self, ticks: Element, rows: Sequence[str]) -> None:
+    def name_rows(self, names: Element, rows: Sequence[str]) -> None:
         """The names above the rows, shortened to the room there is on a phone."""
         for i, name in enumerate(rows):
             shown = name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
-            text = draw(ticks, "text", {"class": "row", "x": self.box[0], "y": self.y.place(i - 0.4)}, shown)
+            text = draw(names, "text", {"class": "row", "x": self.box[0], "y": self.y.place(i - 0.4)}, shown)
             if shown != name:
                 draw(text, "title", text=name)
 
@@ -138,8 +137,14 @@ class Plot:
         return "M" + "L".join(f"{self.x.place(x):.1f} {self.y.place(y):.1f}" for x, y in points)
 
     def point(self, group: Element, at: Point, tip: str, kind: str = "point") -> None:
-        """A round mark; as a line of no length with round ends it stays round where a zoom stretches the picture."""
-        mark = draw(group, "path", {"class": f"mark {kind}", "d": f"{self.path([at])}h0"})
+        """A round mark; as a line of no length with round ends it stays round where a zoom stretches the picture.
+
+        A mean has a ring in the colour of the page, so that it is seen among points.
+        """
+        place = {"d": f"{self.path([at])}h0"}
+        if kind == "mean":
+            draw(group, "path", {"class": "mark halo", **place})
+        mark = draw(group, "path", {"class": f"mark {kind}", **place})
         draw(mark, "title", text=tip)
 
     def line(self, group: Element, points: Iterable[Point], tip: str = "", kind: str = "mark line") -> None:

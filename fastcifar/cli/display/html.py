@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,12 +20,15 @@ from xml.etree import ElementTree
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from fastcifar.cli.display.screen import json_text
 from fastcifar.system.files import write_text
 from fastcifar.version import __version__
 
 PAGES = Path(__file__).parent / "pages"
 STYLES = ("page.css", "profile.css", "run.css")
 SCRIPTS = ("page.js", "profile.js")  # one script in the page: later files may use what earlier ones define
+SENTENCES = 12  # of a list that are shown at once
+LONG = 30  # letters from which a text is given room in a table
 SERIES = 8  # colours that are told apart, the classes s0 to s7 of page.css
 
 Cell = str | tuple[str, float | None]  # a text, or a figure with the value that it is sorted by; Markup stays markup
@@ -72,7 +75,8 @@ def write_page(path: Path, text: str) -> None:
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Markup:
     """A table with these headings, which the page's script sorts by a click on one of them.
 
-    A cell that has a value beside its text stands to the right and is sorted by the value; None comes last.
+    A cell that has a value beside its text stands to the right and is sorted by the value; None and what is not finite
+    come last.
     """
     head = Markup("").join(Markup('<th scope="col">{}</th>').format(column) for column in columns)
     body = Markup("").join(Markup("<tr>{}</tr>\n").format(Markup("").join(map(table_cell, row))) for row in rows)
@@ -84,15 +88,26 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Markup:
 def table_cell(cell: Cell) -> Markup:
     """One cell of a table."""
     if isinstance(cell, str):
-        return Markup("<td>{}</td>").format(cell)
+        letters = len(cell.striptags()) if isinstance(cell, Markup) else len(cell)
+        kind = Markup(' class="long"') if letters > LONG else ""
+        return Markup("<td{}>{}</td>").format(kind, cell)
     text, value = cell
-    return Markup('<td class="number" data-value="{}">{}</td>').format("" if value is None else repr(value), text)
+    known = value is not None and math.isfinite(value)
+    return Markup('<td class="number" data-value="{}">{}</td>').format(repr(value) if known else "", text)
 
 
 def paragraphs(sentences: Sequence[str]) -> Markup:
-    """A list of sentences."""
+    """A list of sentences; of many the first, the others behind a line that opens them."""
+    shown, more = unfolded(sentences[:SENTENCES]), sentences[SENTENCES:]
+    if more:
+        shown += Markup("<details><summary>{} more</summary>{}</details>\n").format(len(more), unfolded(more))
+    return shown
+
+
+def unfolded(sentences: Sequence[str]) -> Markup:
+    """A list of sentences, all of them."""
     items = Markup("").join(Markup("<li>{}</li>\n").format(sentence) for sentence in sentences)
-    return Markup('<ul class="sentences">\n{}</ul>\n').format(items)
+    return Markup('<ul class="sentences">\n{}</ul>\n').format(items) if sentences else Markup("")
 
 
 def legend(names: Sequence[str], series: Sequence[int] | None = None) -> Markup:
@@ -118,7 +133,7 @@ def pictures(titled: Sequence[tuple[str, Markup]]) -> Markup:
 
 def json_block(data: Mapping[str, Any]) -> Markup:
     """JSON for a script element: no `<` stands in it, so that nothing in the data can end the element."""
-    text = json.dumps(data, separators=(",", ":"))
+    text = json_text(data, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 

@@ -63,7 +63,7 @@ def draw_label(parent: ElementTree.Element, box: Box, level: int, y: float, heig
     share = percent(box.ms / whole if whole else 0.0)
     room = int((width - 12) / LETTER) - len(share) - 1
     middle = y + height / 2 + 4
-    draw(parent, "text", {"x": left + 5, "y": middle}, shorten(box.name, max(room, 6)))
+    draw(parent, "text", {"x": left + 5, "y": middle}, shorten(box.shown, max(room, 6)))
     end: dict[str, str | float] = {"x": left + width - 5, "y": middle, "text-anchor": "end", "fill": "#333"}
     draw(parent, "text", end, share)
 

@@ -52,24 +52,25 @@ def draw_box(parent: ElementTree.Element, box: Box, start: float, level: int, ex
     draw(part, "title", text=box.tip)
     draw(part, "rect", {"width": "100%", "height": "100%", "fill": COLORS[box.bound]})
     if width >= LABELLED:
-        draw(part, "text", {"x": 4, "y": 18}, box.name)
+        draw(part, "text", {"x": 4, "y": 18}, box.shown)
     for child in fold(box.below, NARROW * extent):
         draw_box(parent, child, start, level + 1, extent)
         start += child.ms
 
 
 def icicle_data(root: Box, extent: float) -> dict[str, Any]:
-    """The tree for the page's JavaScript; names once each."""
-    names: dict[str, int] = defaultdict(lambda: len(names))
+    """The tree for the page's JavaScript; names once each, with what is shown of them."""
+    names: dict[tuple[str, str], int] = defaultdict(lambda: len(names))
     bounds = list(COLORS)
 
     def node(box: Box) -> Node:
-        own = [names[box.name], float(f"{box.ms:.6g}"), bounds.index(box.bound), "\n".join(box.lines[1:])]
+        own = [names[box.name, box.shown], float(f"{box.ms:.6g}"), bounds.index(box.bound), "\n".join(box.lines[1:])]
         below = fold(box.below, SMALLEST * extent)
         return [*own, [node(child) for child in below]] if below else own
 
     tree = node(root)
-    return {"extent": extent, "tree": tree, "names": list(names), "bounds": list(COLORS.items())}
+    known, shown = ([pair[i] for pair in names] for i in (0, 1))
+    return {"extent": extent, "tree": tree, "names": known, "labels": shown, "bounds": list(COLORS.items())}
 
 
 def bounds_legend() -> Markup:

@@ -14,9 +14,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fastcifar.cli.display.figures import bar, megabytes, ms, number, percent, shorten
+from fastcifar.cli.display.figures import bar, kernel_label, megabytes, ms, number, percent, shorten
 from fastcifar.cli.display.profile_comparison import comparison_report
-from fastcifar.cli.display.profile_tree import whole_ms
+from fastcifar.cli.display.profile_tree import unattributed_note, whole_ms
 from fastcifar.cli.display.screen import facts
 from fastcifar.cli.display.table import Cells, Column, column_width, fitted_table, render_cells
 
@@ -53,7 +53,9 @@ def report_from_document(
     if "comparison" in document:
         return comparison_report(document, width, top)
     parts: list[RenderableType] = [header(document)]
-    if by == "layer":
+    if by == "layer" and (unknown := unattributed_note(document)):
+        parts += [Text(unknown), group_table(document, "kernel", width, top)]
+    elif by == "layer":
         table = layer_table(document, width, sort, depth, top)
         shown = {str(column.header) for column in table.columns}
         parts += [table, *(Text(note, "dim") for note in layer_notes(document, shown))]
@@ -122,12 +124,9 @@ def header_facts(document: Record) -> list[tuple[str, str]]:
 
 def memory_facts(document: Record) -> list[tuple[str, str]]:
     """The memory of the step, where the document has it (those of earlier versions do not)."""
-    peak = document.get("peak_memory")
-    if peak is None:
-        return []
-    held, kept = document["held_memory"], document["activation_bytes"]
-    parts = {"peak": peak, "between steps": held, "kept for backward": kept}
-    return [("memory", ", ".join(f"{name} {megabytes(size)} MB" for name, size in parts.items()))]
+    parts = {"peak": "peak_memory", "between steps": "held_memory", "kept for backward": "activation_bytes"}
+    known = [f"{name} {megabytes(document[key])} MB" for name, key in parts.items() if document.get(key) is not None]
+    return [("memory", ", ".join(known))] if known else []
 
 
 # -------------------------------------------------------------------------------------------------------------- layers
@@ -196,8 +195,8 @@ def output_cell(row: LayerRow) -> str:
 
 
 def bound_cell(row: LayerRow) -> Text:
-    """The ceiling that bounds a layer."""
-    bound = row.layer["bound"] if row.layer and row.layer["total_ms"] else ""
+    """The ceiling that bounds a layer in forward and backward, where it took time there."""
+    bound = row.layer["bound"] if row.layer and row.passes_ms else ""
     return Text(bound, BOUND_COLORS.get(bound, ""))
 
 
@@ -284,7 +283,7 @@ def group_table(document: Record, by: str, width: int, top: int) -> Table:
     whole, groups = whole_ms(document), document[f"{by}s"]
     shown, rest = groups[: top or GROUPS], groups[top or GROUPS :]
     columns = [
-        Column("name", by, 0, lambda group: shorten(group["name"], max(16, width // 3)), "left"),
+        Column("name", by, 0, lambda group: shorten(kernel_label(group["name"]), max(16, width // 3)), "left"),
         Column("ms", "ms", 0, lambda group: ms(group["ms"])),
         Column("share", "share", 1, lambda group: percent(group["ms"] / whole)),
         Column("calls", "calls", 2, lambda group: f"{group['kernels']:.0f}"),

@@ -117,7 +117,7 @@ def is_clear(item: Record) -> bool:
 # ------------------------------------------------------------------------------------------------------------- roofline
 
 WIDTH, HEIGHT = 800, 460  # pixels
-INNER = (66.0, 14.0, WIDTH - 18.0, HEIGHT - 50.0)  # left, top, right, bottom, pixels
+INNER = (78.0, 14.0, WIDTH - 18.0, HEIGHT - 50.0)  # left, top, right, bottom, pixels
 LETTER, LINE = 6.6, 13.0  # width and height of a letter of the labels, pixels
 BOUND_SERIES = {"arithmetic": 2, "memory": 0, "launches": 4}
 
@@ -143,8 +143,8 @@ class LogAxis:
 
 
 def counted(layers: Sequence[Record]) -> list[Record]:
-    """The layers that have a place in a roofline plot: with operations, bytes and time."""
-    return [x for x in layers if x["flops"] > 0 and x["bytes"] > 0 and x["forward_ms"] + x["backward_ms"] > 0]
+    """The layers that have a place in a roofline plot: with operations, a rate of them, bytes and time."""
+    return [x for x in layers if min(x["flops"], x["tflops"], x["bytes"], x["forward_ms"] + x["backward_ms"]) > 0]
 
 
 def roofline_plot(document: Record) -> Markup:

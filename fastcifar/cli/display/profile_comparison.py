@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from fastcifar.cli.display.figures import interval, megabytes, memory_difference, ms, signed
+from fastcifar.cli.display.profile_tree import unattributed_note
 from fastcifar.cli.display.screen import facts
 from fastcifar.cli.display.table import Cells, Column, fitted_table, render_cells
 
@@ -37,7 +38,15 @@ def comparison_report(document: Record, width: int, top: int) -> RenderableType:
     step: Cells = {"layer": "step", "a": ms(a["step_ms"]), "b": ms(b["step_ms"]), "ratio": f"{ratio:.2f}"}
     step["difference"] = signed(b["step_ms"] - a["step_ms"])
     step["memory"] = memory_difference(b.get("activation_bytes", 0) - a.get("activation_bytes", 0))
-    return Group(facts(comparison_facts(document)), fitted_table(COMPARISON_COLUMNS, [*lines, {}, step], width))
+    if notes := unattributed_notes(document):
+        lines = []
+    shown = fitted_table(COMPARISON_COLUMNS, [*lines, *([{}] if lines else []), step], width)
+    return Group(facts(comparison_facts(document)), *map(Text, notes), shown)
+
+
+def unattributed_notes(document: Record) -> list[str]:
+    """Says of which side hardly anything is known by layer; empty where the layers can be compared."""
+    return [f"{side}: {note}" for side in "ab" if (note := unattributed_note(document[side]))]
 
 
 def comparison_facts(document: Record) -> list[tuple[str, str]]:

@@ -7,7 +7,17 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fastcifar.cli.display.figures import interval, megabytes, memory_difference, ms, number, percent, signed
+from fastcifar.cli.display.figures import (
+    interval,
+    kernel_label,
+    megabytes,
+    memory_difference,
+    ms,
+    number,
+    percent,
+    shorten,
+    signed,
+)
 from fastcifar.cli.display.html import Cell, Part, page, paragraphs, table
 from fastcifar.cli.display.page_icicle import bounds_legend, icicle_data, icicle_picture
 from fastcifar.cli.display.profile import LAYER_COLUMNS, LayerRow, above_roofline, header_facts
@@ -20,13 +30,14 @@ from fastcifar.cli.display.profile_charts import (
     pass_bars,
     roofline_plot,
 )
-from fastcifar.cli.display.profile_comparison import comparison_facts, conclusion, side_summary
-from fastcifar.cli.display.profile_tree import Box, step_box, whole_ms
+from fastcifar.cli.display.profile_comparison import comparison_facts, conclusion, side_summary, unattributed_notes
+from fastcifar.cli.display.profile_tree import Box, step_box, unattributed_note, whole_ms
 from fastcifar.cli.display.table import Column
 
 Record = Mapping[str, Any]  # a part of the document
 
 GROUPS = 50  # kernels shown
+KERNEL_LETTERS, TITLE_LETTERS = 120, 60  # of a kernel's name, in the table and in a title
 MOST_ROWS = 1000  # layers in the table: a browser takes a second for so many
 FIELDS = {  # of a layer in the document, by the columns of the terminal's table; in the order of the page's
     "total": "total_ms",
@@ -57,19 +68,15 @@ def profile_page(document: Record) -> str:
     if "comparison" in document:
         return comparison_page(document)
     root = step_box(document)
-    parts = [
-        icicle_part(root),
-        bars_part(document["layers"]),
-        layers_part(document),
-        roofline_part(document),
-        kernels_part(document),
-        facts_part("How it was measured", header_facts(document), document),
-    ]
     first = max(document["layers"], key=lambda layer: float(layer["total_ms"]))
-    title = (
-        f"{document['recipe']}: {ms(document['step_ms'])} ms a step of {document['batch']} images, "
-        f"{percent(first['share'], int(first['share'] < 0.1))} of it in {first['name']}"
-    )
+    most = f"{percent(first['share'], int(first['share'] < 0.1))} of it in {first['name']}"
+    by_layer = [bars_part(document["layers"]), layers_part(document), roofline_part(document)]
+    parts = [icicle_part(root), *by_layer, kernels_part(document)]
+    if note := unattributed_note(document):
+        most = "which layers take it is not known"
+        parts = [unknown_part([note]), icicle_part(root), kernels_part(document)]
+    parts.append(facts_part("How it was measured", header_facts(document), document))
+    title = f"{document['recipe']}: {ms(document['step_ms'])} ms a step of {document['batch']} images, {most}"
     subtitle = f"{document['dataset']}, {document['engine']} engine, {document['device']}, {versions(document)}"
     return page(title, subtitle, parts, {"icicles": [icicle_data(root, root.ms)]})
 
@@ -85,15 +92,17 @@ def comparison_page(document: Record) -> str:
         )
         for i, (name, side, root) in enumerate(zip("ab", (a, b), roots, strict=True))
     )
-    parts = [
-        Part(
-            f"Step by step: a {ms(a['step_ms'])} ms, b {ms(b['step_ms'])} ms", pictures + bounds_legend(), ICICLE_NOTE
-        ),
-        differences_part(comparison["layers"]),
-        Part("Every layer in both", differences_table(comparison["layers"]), "Times in ms a step, memory in MB."),
-        *(roofline_part(side, f"{name}: ") for name, side in (("a", a), ("b", b))),
-        facts_part("How it was measured", comparison_facts(document), document),
-    ]
+    steps = f"Step by step: a {ms(a['step_ms'])} ms, b {ms(b['step_ms'])} ms"
+    sides = (("a: ", a), ("b: ", b))
+    parts = [Part(steps, pictures + bounds_legend(), ICICLE_NOTE)]
+    if notes := unattributed_notes(document):
+        parts = [unknown_part(notes), *parts, *(kernels_part(side, name) for name, side in sides)]
+    else:
+        table = differences_table(comparison["layers"])
+        parts += [differences_part(comparison["layers"])]
+        parts += [Part("Every layer in both", table, "Times in ms a step, memory in MB.")]
+        parts += [roofline_part(side, name) for name, side in sides]
+    parts.append(facts_part("How it was measured", comparison_facts(document), document))
     verdict = conclusion(comparison["step_ratio"], comparison["ci95"])
     title = f"{a['recipe']} (a) against {b['recipe']} (b): {verdict}"
     subtitle = f"{document['dataset']}, {document['device']}, {a['steps']} steps of each, {versions(document)}"
@@ -103,6 +112,11 @@ def comparison_page(document: Record) -> str:
 def versions(document: Record) -> str:
     """The versions that measured it."""
     return f"fastcifar {document['version']}, torch {document['torch']}"
+
+
+def unknown_part(notes: Sequence[str]) -> Part:
+    """Says that the layers' own figures are not known."""
+    return Part("Where the time goes by layer is not known", paragraphs(notes))
 
 
 def icicle_part(root: Box) -> Part:
@@ -175,12 +189,12 @@ def roofline_part(document: Record, side: str = "") -> Part:
     return Part(title, roofline_plot(document), f"{note} {above_roofline(document)}".strip())
 
 
-def kernels_part(document: Record) -> Part:
+def kernels_part(document: Record, side: str = "") -> Part:
     """The table of kernels."""
     whole, kernels = whole_ms(document), document["kernels"]
     rows: list[list[Cell]] = [
         [
-            kernel["name"],
+            kernel_cell(kernel["name"]),
             (ms(kernel["ms"]), kernel["ms"]),
             (percent(kernel["ms"] / whole if whole else 0.0), kernel["ms"] / whole if whole else 0.0),
             (number(kernel["kernels"]), kernel["kernels"]),
@@ -188,11 +202,19 @@ def kernels_part(document: Record) -> Part:
         ]
         for kernel in kernels[:GROUPS]
     ]
-    first = f"{kernels[0]['name']} takes {percent(kernels[0]['ms'] / whole, 0)} of the step" if rows else "No kernels"
+    first = "No kernels"
+    if rows:
+        name = shorten(kernel_label(kernels[0]["name"]), TITLE_LETTERS)
+        first = f"{name} takes {percent(kernels[0]['ms'] / (whole or 1.0), 0)} of the step"
     note = "Times in ms a step; beside it the layers that it serves most."
     if len(kernels) > GROUPS:
         note += f" The {GROUPS} largest of {len(kernels):,} kernels."
-    return Part(first, table(["kernel", "ms", "share", "calls a step", "serves"], rows), note)
+    return Part(f"{side}{first}", table(["kernel", "ms", "share", "calls a step", "serves"], rows), note)
+
+
+def kernel_cell(name: str) -> Markup:
+    """A kernel's name as far as it tells it apart; all of it is shown on hover."""
+    return Markup('<span title="{}">{}</span>').format(name, shorten(kernel_label(name), KERNEL_LETTERS))
 
 
 def differences_part(layers: Sequence[Record]) -> Part:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastcifar.cli.display.figures import megabytes, ms, number, percent
+from fastcifar.cli.display.figures import kernel_label, megabytes, ms, number, percent
 
 Record = Mapping[str, Any]  # a part of a profile's JSON document
 
@@ -29,11 +29,15 @@ COLORS = {
 }
 
 
+HARDLY_ATTRIBUTED = 0.9  # share of the kernel time in no layer from which the layers' own figures say nothing
+
+
 @dataclass
 class Box:
     """A part of the step and those below it, whose times add up to no more than its own.
 
-    `lines` say the figures, the first of them name, time and share; `bound` is a key of `BOUNDS`.
+    `lines` say the figures, the first of them name, time and share; `bound` is a key of `BOUNDS`; `label` is what
+    stands in the box, where that is not the name.
     """
 
     name: str
@@ -41,6 +45,12 @@ class Box:
     bound: str
     lines: list[str]
     below: list[Box] = field(default_factory=list)
+    label: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What stands in the box."""
+        return self.label or self.name
 
     @property
     def tip(self) -> str:
@@ -56,10 +66,9 @@ def step_box(document: Record) -> Box:
     for item in document.get("items") or layer_items(document):
         phase = item["phase"] or "unattributed"
         items[phase][item["layer"] or phase].append(item)
-    order = [*document["phases"], "unattributed"]
     spread = f"{ms(document['step_ms'])} ± {ms(document['step_std_ms'])} ms a step (mean ± standard deviation)"
     root = Box("step", whole, "plain", [f"step: {ms(whole)} ms", spread])
-    for phase in sorted(items, key=order.index):
+    for phase in (each for each in dict.fromkeys([*document["phases"], "unattributed", *items]) if each in items):
         below = [layer_box(name, each, layers.get(name), phase, whole) for name, each in items[phase].items()]
         time = sum(box.ms for box in below)
         root.below.append(Box(phase, time, "plain", [headline(phase, time, whole)], below))
@@ -85,6 +94,18 @@ def whole_ms(document: Record) -> float:
     return float(document["kernel_ms"] + document["idle_ms"])
 
 
+def unattributed_note(document: Record) -> str:
+    """Says that hardly anything is known by layer, where that is so, and what is shown in its place; else empty."""
+    share = document["unattributed_ms"] / document["kernel_ms"] if document["kernel_ms"] else 0.0
+    if share < HARDLY_ATTRIBUTED:
+        return ""
+    advice = "" if document["engine"] == "eager" else "; --engine eager shows the layers"
+    return (
+        f"With the {document['engine']} engine {percent(share)} of the kernel time could not be attributed to layers: "
+        f"the kernels are shown by name{advice}."
+    )
+
+
 def layer_box(name: str, items: list[Record], layer: Record | None, phase: str, whole: float) -> Box:
     """One layer in one phase, with its kernels; `whole` in milliseconds."""
     bounded = layer is not None and phase in ("forward", "backward")  # what bounds a layer is known of these alone
@@ -103,7 +124,7 @@ def kernel_box(item: Record, bound: str, whole: float) -> Box:
         lines.append(f"± {ms(item['std'])} ms, {number(item['count'])} times a step")
     if item.get("op", item["kernel"]) != item["kernel"]:
         lines.append(f"of {item['op']}")
-    return Box(item["kernel"], item["ms"], bound, lines)
+    return Box(item["kernel"], item["ms"], bound, lines, label=kernel_label(item["kernel"]))
 
 
 def headline(name: str, time: float, whole: float) -> str:
@@ -122,8 +143,8 @@ def layer_lines(layer: Record | None, phase: str) -> list[str]:
     ]
     if phase not in ("forward", "backward"):
         return lines
-    if f"{phase}_flops" in layer:  # documents of earlier versions have the sum alone
-        flops, size = layer[f"{phase}_flops"], layer[f"{phase}_bytes"]
+    flops, size = (layer.get(f"{phase}_{cost}") for cost in ("flops", "bytes"))
+    if flops is not None and size is not None:  # documents of earlier versions have the sum alone
         lines.append(f"{phase}: {number(flops / 1e9)} GFLOP, {megabytes(size)} MB")
     both = f"both directions: {number(layer['tflops'])} TFLOP/s, {number(layer['gb_per_s'])} GB/s"
     return [*lines, both, f"{BOUNDS[layer['bound']]}, {percent(layer['roofline_share'], 0)} of the roofline"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -46,6 +47,8 @@ def loss_part(record: Mapping[str, Any], recipe: Recipe | None) -> Part:
     first, last = losses[0][1], losses[-1][1]
     after = f"{len(ends)} epochs, {duration(record['epochs_s'])}"
     title = f"The loss went from {first:.4f} to {last:.4f} in {after}" if len(ends) > 1 else f"A loss of {last:.4f}"
+    if lost := [epoch["epoch"] for _, _, epoch in ends if not math.isfinite(epoch["train_loss"])]:
+        title = f"The training diverged: its loss is not finite in epoch {lost[0]}"
     smoothing = f" with label smoothing of {recipe.training.label_smoothing:g}" if recipe else ""
     note = (
         f"The mean cross-entropy{smoothing} of each epoch's training images, each as it was when its batch "
@@ -80,14 +83,15 @@ def epoch_plot(
     """Curves over the epochs, with the seconds of training above."""
     values = [value for each in series for _, value in each.points]
     seconds = {at: past for at, past, _ in ends}
-    plot = Plot(words, (OVER, [0.0, ends[-1][0]]), (y, values), HEIGHT)
+    plot = Plot(words, (OVER, [0.0, ends[-1][0]]), (y, list(filter(math.isfinite, values))), HEIGHT)
     seconds_above(plot, ends)
     for number, each in enumerate(series):
-        group = plot.group(number)
-        plot.line(group, each.points)
-        for at, value in each.points if len(each.points) <= MOST_POINTS else ():
+        group, points = plot.group(number), [point for point in each.points if math.isfinite(point[1])]
+        if points:
+            plot.line(group, points)
+        for at, value in points if len(points) <= MOST_POINTS else ():
             tip = f"{each.name}: {value:.4g}{each.unit} after {at:g} epochs, {duration(seconds[at])}"
-            plot.point(group, (at, value), tip, "point" if len(each.points) > 1 else "mean")
+            plot.point(group, (at, value), tip, "point" if len(points) > 1 else "mean")
     return (legend([each.name for each in series]) if len(series) > 1 else Markup("")) + inline(plot.svg)
 
 

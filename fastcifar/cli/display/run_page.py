@@ -56,9 +56,9 @@ class Run:
 
 
 def run_page(path: Path) -> str:
-    """The page of the run in a run folder, or of a `run.json`.
+    """The page of the run in a run folder, or of a `run.json` (see `cli.stored` for what it has to hold).
 
-    Raises DataError where there is no record of a run, and KeyError, TypeError or the like for one edited by hand.
+    Raises DataError where there is no record of a run.
     """
     run = read_run(path)
     record = run.record

@@ -7,10 +7,11 @@ terminal never delays a training. Where the output is no terminal, a view prints
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -83,11 +84,28 @@ class Screen:
     def result(self, renderable: RenderableType, document: dict[str, Any] | list[Any]) -> None:
         """Print the result of a command: the document as JSON, or the renderable."""
         if self.as_json:
-            print(json.dumps(document, indent=2), flush=True)
+            print(json_text(document, indent=2), flush=True)
         elif isinstance(renderable, str):
             self.console.print(renderable, soft_wrap=True)  # may go to a file: no line is broken
         else:
             self.console.print(renderable)
+
+
+def json_text(document: Any, **form: Any) -> str:
+    """The document as JSON, which has no NaN and no infinity: null stands in their place. `form` is of `json.dumps`."""
+    try:
+        return json.dumps(document, allow_nan=False, **form)
+    except ValueError:
+        return json.dumps(finite(document), allow_nan=False, **form)
+
+
+def finite(value: Any) -> Any:
+    """The value with None in place of every number in it that is not finite."""
+    if isinstance(value, Mapping):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def duration(seconds: float) -> str:

@@ -110,7 +110,7 @@ function prepareKey(key) {
 
 document.querySelectorAll(".legend li[data-series]").forEach(prepareKey);
 
-// --- Plots: drag over a part to zoom into it ---
+// --- Plots: a part is enlarged by dragging over it, by buttons and by keys; a finger moves it then ---
 
 // Round values across low..high, as `Axis.ticks` in chart.py.
 function ticks(low, high) {
@@ -122,6 +122,9 @@ function ticks(low, high) {
   return found;
 }
 
+const STEP = 1.5; // by which a button enlarges
+const MOST = 1000; // times that a plot is enlarged
+
 function preparePlot(svg) {
   const axes = { x: svg.dataset.x.split(" ").map(Number), y: svg.dataset.y.split(" ").map(Number) }; // low high start end
   const zoomed = svg.querySelector(".zoom");
@@ -129,22 +132,27 @@ function preparePlot(svg) {
   const original = grid.innerHTML;
   const [, , left, right] = axes.x;
   const [, , bottom, top] = axes.y;
-  const view = { x: [left, right], y: [bottom, top] }; // the pixels shown, of the plot as it was drawn
-  const reset = element("button", { type: "button", class: "reset hidden" }, "whole picture");
-  svg.parentElement.append(reset);
+  const whole = { x: [left, right], y: [bottom, top] };
+  const view = { ...whole }; // the pixels shown, of the plot as it was drawn
 
   function value(name, pixel) {
     const [low, high, start, end] = axes[name];
     return low + ((pixel - start) / (end - start)) * (high - low);
   }
 
+  function axisPixel(name, tick) {
+    const [low, high, start, end] = axes[name];
+    return start + ((tick - low) / (high - low)) * (end - start);
+  }
+
   function show() {
     const sx = (right - left) / (view.x[1] - view.x[0]);
     const sy = (top - bottom) / (view.y[1] - view.y[0]);
-    const whole = sx === 1 && sy === 1;
+    const all = Math.max(sx, sy) < 1 + 1e-9;
     zoomed.setAttribute("transform", `matrix(${sx} 0 0 ${sy} ${left - sx * view.x[0]} ${bottom - sy * view.y[0]})`);
-    reset.classList.toggle("hidden", whole);
-    if (whole) {
+    reset.classList.toggle("hidden", all);
+    svg.classList.toggle("zoomed", !all);
+    if (all) {
       grid.innerHTML = original;
       return;
     }
@@ -161,10 +169,43 @@ function preparePlot(svg) {
     }
   }
 
-  function axisPixel(name, tick) {
-    const [low, high, start, end] = axes[name];
-    return start + ((tick - low) / (high - low)) * (end - start);
+  // Shows what lies so many widths to the right and heights below, so many times as large, inside the whole.
+  function look(times, across = 0, down = 0) {
+    for (const [name, shift] of Object.entries({ x: across, y: -down })) {
+      const [start, end] = whole[name];
+      const [a, b] = view[name];
+      const size = Math.min(1, Math.max(1 / MOST, (b - a) / (end - start) / times));
+      const first = ((a + b) / 2 - start) / (end - start) + (shift * (b - a)) / (end - start) - size / 2;
+      const place = start + Math.max(0, Math.min(1 - size, first)) * (end - start);
+      view[name] = [place, place + size * (end - start)];
+    }
+    show();
   }
+
+  const buttons = element("div", { class: "zooms" });
+  const actions = { "+": () => look(STEP), "-": () => look(1 / STEP), Escape: () => look(1 / MOST) };
+  const button = (key, text, name) => {
+    const made = element("button", { type: "button", "aria-label": name, title: name }, text);
+    made.addEventListener("click", actions[key]);
+    buttons.append(made);
+    return made;
+  };
+  button("+", "+", "Zoom in");
+  button("-", "\u2212", "Zoom out");
+  const reset = button("Escape", "all", "Whole picture");
+  reset.classList.add("reset", "hidden");
+  svg.parentElement.append(buttons);
+
+  const moves = { ArrowLeft: [-0.2, 0], ArrowRight: [0.2, 0], ArrowUp: [0, -0.2], ArrowDown: [0, 0.2] };
+  svg.setAttribute("tabindex", "0");
+  svg.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey) return; // those are the browser's
+    const key = event.key === "=" ? "+" : event.key;
+    if (actions[key]) actions[key]();
+    else if (moves[key] && svg.classList.contains("zoomed")) look(1, ...moves[key]);
+    else return;
+    event.preventDefault();
+  });
 
   function place(event) {
     const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse());
@@ -172,36 +213,45 @@ function preparePlot(svg) {
   }
 
   let from = null;
-  let frame = null;
+  let frame = null; // of what a mouse chooses; a finger moves the picture
   svg.addEventListener("pointerdown", (event) => {
-    if (event.pointerType !== "mouse" || event.button !== 0) return; // a finger scrolls the page
+    const mouse = event.pointerType === "mouse";
+    if (mouse ? event.button !== 0 : !svg.classList.contains("zoomed")) return; // a finger scrolls the page
     from = place(event);
-    frame = drawn(svg, "rect", { class: "select" });
-    event.preventDefault();
+    frame = mouse ? drawn(svg, "rect", { class: "select" }) : null;
+    if (!mouse) return;
+    event.preventDefault(); // it would select text
+    svg.focus({ preventScroll: true });
   });
   addEventListener("pointermove", (event) => {
     if (!from) return;
     const [x, y] = place(event);
+    if (!frame) {
+      look(1, (from[0] - x) / (right - left), (from[1] - y) / (bottom - top));
+      from = [x, y];
+      return;
+    }
     frame.setAttribute("x", Math.min(x, from[0]));
     frame.setAttribute("y", Math.min(y, from[1]));
     frame.setAttribute("width", Math.abs(x - from[0]));
     frame.setAttribute("height", Math.abs(y - from[1]));
   });
+  addEventListener("pointercancel", () => {
+    frame?.remove();
+    from = null;
+  });
   addEventListener("pointerup", (event) => {
     if (!from) return;
     const [x, y] = place(event);
     const [x0, y0] = from;
-    frame.remove();
     from = null;
+    if (!frame) return;
+    frame.remove();
     if (Math.abs(x - x0) < 8 || Math.abs(y - y0) < 8) return; // a click, or a stripe
     const back = (pixel, start, end, [a, b]) => a + ((pixel - start) / (end - start)) * (b - a);
     const xs = [Math.min(x, x0), Math.max(x, x0)].map((pixel) => back(pixel, left, right, view.x));
     const ys = [Math.max(y, y0), Math.min(y, y0)].map((pixel) => back(pixel, bottom, top, view.y));
     Object.assign(view, { x: xs, y: ys });
-    show();
-  });
-  reset.addEventListener("click", () => {
-    Object.assign(view, { x: [left, right], y: [bottom, top] });
     show();
   });
   svg.classList.add("live");

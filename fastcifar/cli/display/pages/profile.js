@@ -6,7 +6,7 @@ const LABELLED = 26; // pixels from which a box has a label
 
 function timeText(ms) {
   if (ms >= 99.95) return Math.round(ms).toLocaleString("en-US");
-  return ms.toFixed(ms >= 9.995 ? 1 : ms >= 0.0995 ? 2 : 3);
+  return ms.toFixed(ms >= 9.995 ? 1 : ms >= 0.0995 ? 2 : ms >= 0.00995 || !ms ? 3 : 4);
 }
 
 function shareText(part, whole) {
@@ -14,9 +14,9 @@ function shareText(part, whole) {
 }
 
 // A node of the page's data, [name, ms, bound, lines, below], as an object that knows what it lies in.
-function grow([name, ms, bound, lines, below = []], names, up = null) {
-  const box = { name: names[name], ms, bound, lines, up, level: up ? up.level + 1 : 0 };
-  box.below = below.map((node) => grow(node, names, box));
+function grow([name, ms, bound, lines, below = []], names, labels, up = null) {
+  const box = { name: names[name], label: labels[name], ms, bound, lines, up, level: up ? up.level + 1 : 0 };
+  box.below = below.map((node) => grow(node, names, labels, box));
   return box;
 }
 
@@ -31,7 +31,8 @@ function fold(boxes, least, plain, idle) {
       const lines = `${run[0].name} … ${run[run.length - 1].name}`;
       const { up, level } = run[0];
       const bound = run.every((box) => box.bound === run[0].bound) ? run[0].bound : plain;
-      folded.push({ name: `${run.length} others`, ms, bound, lines, up, level, below: [], members: run });
+      const name = `${run.length} others`;
+      folded.push({ name, label: name, ms, bound, lines, up, level, below: [], members: run });
     }
     run = [];
   };
@@ -50,8 +51,8 @@ function found(box, wanted) {
 }
 
 function prepareIcicle(svg) {
-  const { extent, tree, names, bounds } = data.icicles[Number(svg.dataset.tree)];
-  const root = grow(tree, names);
+  const { extent, tree, names, labels, bounds } = data.icicles[Number(svg.dataset.tree)];
+  const root = grow(tree, names, labels);
   const [plain, idle] = [bounds.findIndex(([name]) => name === "plain"), bounds.findIndex(([name]) => name === "idle")];
   let shown = [root]; // neighbours over the whole width
   let wanted = "";
@@ -71,7 +72,7 @@ function prepareIcicle(svg) {
     drawn(part, "title", {}, tipFor(box));
     drawn(part, "rect", { width: "100%", height: "100%", fill: bounds[box.bound][1] });
     if ((width / 100) * room >= LABELLED) {
-      drawn(part, "text", { x: 4, y: 18 }, box.name);
+      drawn(part, "text", { x: 4, y: 18 }, box.label);
       part.setAttribute("tabindex", "0");
     }
     const open = () => show(box.members ?? [box]);
