@@ -128,9 +128,10 @@ class Search:
             complete, current = self.rounds(made, number, names, counted)
             spent = sum(each.spent for each in complete)
             full_run_s = complete[-1].full_run_s if complete else full_run_s
-            begun = bool(current.finished and full_run_s)  # the very first round is judged by its own runs
+            begun = any(run.fraction == FRACTIONS[number] for run in current.finished)  # the base is in two rungs
+            judged = begun and full_run_s  # the very first round is judged by its own runs
             allowed = budget(left, len(FRACTIONS) - number, len(complete))
-            if begun or spent + current.expected(full_run_s) <= allowed:
+            if judged or spent + current.expected(full_run_s) <= allowed:
                 return current.missing[0]
             if not complete:
                 return None

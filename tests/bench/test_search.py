@@ -105,6 +105,19 @@ def test_too_little_time_is_not_overrun(tmp_path: Path) -> None:
     assert sum(run.wall_s for run in runs) <= 200
 
 
+def test_a_rung_that_is_over_is_not_begun_again(tmp_path: Path) -> None:
+    """In the second rung of many candidates the base goes on to seeds that the first rung did not come to."""
+    many = "".join(f"[c{number}]\noptimizer.filters.lr = 0.0{number}\n" for number in range(10, 30))
+    asked = prepared(tmp_path, 3000, CANDIDATES + many)
+    runs: list[RunRecord] = []
+    while (task := asked.next_task(runs)) is not None:
+        world = imagined(task.name if task.name in WORLD else "same", task.seed, task.fraction)
+        runs.append(dataclasses.replace(world, name=task.name))
+    lengths = [run.fraction for run in runs if run.name != "base"]
+    assert lengths == sorted(lengths) and set(lengths) == {0.25, 0.5, 1}
+    assert {run.seed for run in runs if run.fraction == 0.5} > {run.seed for run in runs if run.fraction == 0.25}
+
+
 def test_what_was_made_for_one_rung_is_not_paid_again_in_the_next(tmp_path: Path) -> None:
     few = "[good]\noptimizer.filters.lr = 0.2\n"
     runs = simulate(prepared(tmp_path, 300, few))  # 93, then 31 more, then 162: in all 286
