@@ -20,14 +20,15 @@ class Shares:
     """Which rank makes which run.
 
     A rank that is free says so in a log, with the run that it has finished, and its next one follows from the log up
-    to there. All ranks read the same log, so they agree without a coordinator, and none waits for another but at the
-    end of a rung.
+    to there. All ranks read the same log, so they agree without a coordinator. Where nothing is to be begun, as at the
+    end of a rung, all finish what they have in flight before they go on.
     """
 
     def __init__(self, search: Search, runs: list[RunRecord], ranks: Ranks, log: Log[Entry]) -> None:
         self.search, self.ranks, self.log = search, ranks, log
         self.runs = runs  # of all ranks, changed in place
         self.in_flight: dict[int, Task] = {}  # by rank
+        self.waiting = False  # a rank got no run
         self.followed = 0  # entries of the log
 
     def next_task(self, run: RunRecord | None) -> Task | None:
@@ -41,13 +42,16 @@ class Shares:
             self.in_flight.pop(rank, None)
             if run is not None:
                 self.runs.append(run)
-            if (task := self.search.next_task(self.runs, self.in_flight.values())) is not None:
+            task = None if self.waiting else self.search.next_task(self.runs, self.in_flight.values())
+            if task is not None:
                 self.in_flight[rank] = task
+            self.waiting = task is None
         self.followed = end
 
     def wait(self) -> None:
         """Wait until no rank has a run in flight."""
         self.follow(max(self.ranks.all_gather(self.followed)))
+        self.waiting = False
 
 
 def run_search(

@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from heapq import heappop, heappush
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,11 @@ import torch
 from bench_helpers import finished, lines_of
 from conftest import Call, few_shapes
 
-from fastcifar.bench.distributed import Ranks
+from fastcifar.bench.distributed import Log, Ranks
 from fastcifar.bench.records import RunRecord, Task, wall_clock
 from fastcifar.bench.relative_cost import error_slope, relative_cost
 from fastcifar.bench.search import Search, budget, load_candidates, plan_search
-from fastcifar.bench.search_runner import run_search
+from fastcifar.bench.search_runner import Shares, run_search
 from fastcifar.cli.display.bench import remark
 from fastcifar.data.dataset import Dataset
 from fastcifar.data.store import load_dataset
@@ -65,22 +66,27 @@ def failed(run: RunRecord) -> RunRecord:
     return dataclasses.replace(run, diverged=True, accuracy=None, train_s=None)
 
 
-def simulate(search: Search, make: Callable[..., RunRecord] = imagined) -> list[RunRecord]:
-    """The runs of a search, by the ranks that share it, in the order in which they end."""
-    runs: list[RunRecord] = []
-    now = 0.0
-    while search.next_task(runs) is not None:
-        free, in_flight = list(range(search.ranks)), dict[int, RunRecord]()
-        while free or in_flight:
-            for rank in free:
-                task = search.next_task(runs, [run.task for run in in_flight.values()])
-                if task is not None:  # without one it waits until all are free
-                    in_flight[rank] = make(*task, now)
-            free = sorted(in_flight, key=lambda rank: in_flight[rank].at)[:1]
-            for rank in free:
-                runs.append(in_flight.pop(rank))
-                now = runs[-1].at
-    return runs
+def simulate(
+    search: Search, make: Callable[..., RunRecord] = imagined, runs: Sequence[RunRecord] = ()
+) -> list[RunRecord]:
+    """The runs of a search that goes on from these, by the ranks that share it, in the order in which they end."""
+    shares = Shares(search, list(runs), Ranks(), Log(Ranks(), None))
+    now = max((run.at for run in runs), default=0.0)
+    while search.next_task(shares.runs) is not None:
+        free: list[tuple[int, RunRecord | None]] = [(rank, None) for rank in range(search.ranks)]
+        ends: list[tuple[float, int, RunRecord]] = []
+        while free:
+            for rank, run in free:
+                shares.follow(shares.log.add((rank, run)))
+                if rank in shares.in_flight:
+                    made = make(*shares.in_flight[rank], now)
+                    heappush(ends, (made.at, rank, made))
+            free = []
+            if ends:
+                now, rank, run = heappop(ends)
+                free = [(rank, run)]
+        shares.wait()
+    return shares.runs
 
 
 def test_the_time_is_kept_and_the_best_is_found(tmp_path: Path) -> None:
