@@ -70,6 +70,13 @@ class Rung:
     seeds: int
     results: list[CandidateResult]
 
+    @property
+    def survivors(self) -> list[str]:
+        """The base and the candidates that go on: the best, without those that failed."""
+        base, *others = self.results
+        best = others[: math.ceil(KEPT * len(others))]
+        return [base.name, *(each.name for each in best if each.accuracy is not None)]
+
     def document(self) -> dict[str, Any]:
         """What `--json` holds of it."""
         return {"fraction": self.fraction, "seeds": self.seeds, "standings": [asdict(each) for each in self.results]}
@@ -115,8 +122,8 @@ class Search:
             return None
         left, full_run_s = self.seconds, 0.0
         counted: set[Task] = set()
+        names = list(self.plan.recipes)
         for number in range(len(FRACTIONS)):
-            names = self.survivors(made, number)
             if len(names) == 1:
                 return None
             *before, current = self.rounds(made, in_flight, number, names, counted)
@@ -131,6 +138,7 @@ class Search:
             if waiting or not complete:
                 return None
             left -= spent
+            names = self.rung(made, number, names).survivors
         return None
 
     def rounds(
@@ -174,17 +182,9 @@ class Search:
         tasks = [Task(name, seed, FRACTIONS[number]) for name in (order if seed % 2 == 0 else reversed(order))]
         return tasks if number else [*tasks, Task(BASE, seed, FRACTIONS[1])]
 
-    def survivors(self, made: Made, number: int) -> list[str]:
-        """The base and the candidates of a rung: the best of the rung before, without those that failed."""
-        if number == 0:
-            return list(self.plan.recipes)
-        before = self.rung(made, number - 1).results[1:]
-        best = before[: math.ceil(KEPT * len(before))]
-        return [BASE, *(each.name for each in best if each.accuracy is not None)]
-
-    def rung(self, made: Made, number: int) -> Rung:
+    def rung(self, made: Made, number: int, names: list[str]) -> Rung:
         """The results of a rung, by the seeds that all of its candidates finished."""
-        names, fraction = self.survivors(made, number), FRACTIONS[number]
+        fraction = FRACTIONS[number]
         seeds = list(
             takewhile(lambda seed: all(t in made for t in self.round_tasks(number, names, seed)), self.plan.seeds)
         )
@@ -219,12 +219,14 @@ class Search:
 
     def rungs(self, runs: list[RunRecord]) -> list[Rung]:
         """All rungs in which every survivor has a run, as far as the search has come."""
-        made, reached = by_task(runs), []
+        made, reached = by_task(runs), list[Rung]()
+        names = list(self.plan.recipes)
         for number in range(len(FRACTIONS)):
-            rung = self.rung(made, number)
-            if not rung.seeds or len(rung.results) == 1:
+            rung = self.rung(made, number, names)
+            if not rung.seeds or len(names) == 1:
                 break
             reached.append(rung)
+            names = rung.survivors
         return reached
 
     def first_round_seconds(self, runs: list[RunRecord]) -> float:
