@@ -14,18 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from bench_helpers import SMALL, finished, header, lines_of, run
+from bench_helpers import SMALL, finished, header, lines_of, run, torchrun
 from conftest import Call
 
 from fastcifar.bench.distributed import Ranks, earlier_files, first_host, here
 from fastcifar.bench.runner import RankState, check_ranks
 from fastcifar.errors import UsageError
-
-
-def torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, **pipes)
 
 
 @pytest.mark.slow
