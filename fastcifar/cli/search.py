@@ -31,7 +31,7 @@ def search(
     ],
     candidates: Annotated[Path, typer.Argument(help="TOML file with a table [name] for each candidate's changes.")],
     minutes: Annotated[
-        float, typer.Option(min=0.01, max=1e6, help="Time budget, earlier runs in the results file included.")
+        float, typer.Option(min=0.01, max=1e6, help="Time on the clock, that of earlier runs in the file included.")
     ] = 30.0,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the first run; lower ones confirm a result.")] = 1000,
     out: Annotated[Path, typer.Option(help="Results file (JSON Lines); an existing file is resumed.")] = Path(
@@ -47,6 +47,7 @@ def search(
     quiet: Quiet = False,
 ) -> None:
     """Search among candidate settings: short runs for all, longer runs for the best, on held-out training images.
+    The processes of torchrun or srun share the runs: torchrun --nproc-per-node 8 -m fastcifar search ...
 
     Example: fastcifar search hive94 candidates.toml --minutes 20
     """
