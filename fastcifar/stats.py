@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations, count
 from statistics import NormalDist, fmean, mean, median, stdev
 from typing import Literal
@@ -207,6 +208,7 @@ def student_t_cdf(t: float, df: float) -> float:
     return tail if t < 0 else 1 - tail
 
 
+@cache  # a report or a search needs the same ones again and again
 def student_t_quantile(p: float, df: float) -> float:
     """The t whose `student_t_cdf` is `p` (ValueError unless 0 < p < 1 and df > 0), by bisection."""
     if not 0 < p < 1:

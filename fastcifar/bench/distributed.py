@@ -1,22 +1,26 @@
-"""Several processes that share one bench, started by torchrun or Slurm's srun: which one this is, and what they
-exchange.
+"""Several processes that share one bench or search, started by torchrun or Slurm's srun: which one this is, and what
+they exchange.
 
-Messages go over gloo, so that nothing runs on the GPUs beside the trainings.
+Messages go over gloo and PyTorch's store, so that nothing runs on the GPUs beside the trainings.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from fastcifar.errors import MachineError, UsageError
 from fastcifar.system.processors import usable_processors
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 TIMEOUT = timedelta(days=7)  # the other ranks wait for the last run of the slowest
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -27,7 +31,7 @@ Message = TypeVar("Message")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all of the bench; the local ones are those on this machine."""
+    """This process among all of the bench or search; the local ones are those on this machine."""
 
     rank: int = 0
     size: int = 1
@@ -67,14 +71,46 @@ class Ranks:
         import torch.distributed as dist
 
         messages: list[Message | None] = [None] * self.size
-        try:
+        with self.together():
             dist.all_gather_object(messages, message)
+        return messages  # type: ignore[return-value]  # all of them are filled
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside, the ranks exchange messages; raises MachineError where that fails, as a rank has died."""
+        try:
+            yield
         except RuntimeError as error:
             raise MachineError(
                 f"Rank {self.rank} lost the other ranks ({str(error).splitlines()[0]}); finished runs are kept: the "
                 "same command resumes, or torchrun does with --max-restarts."
             ) from None
-        return messages  # type: ignore[return-value]  # all of them are filled
+
+
+class Log(Generic[Message]):
+    """Messages of all ranks in one order that is the same for all, without waiting for each other; they are in
+    PyTorch's store, or here where there is one process."""
+
+    def __init__(self, ranks: Ranks, store: Store | None) -> None:
+        self.ranks, self.store = ranks, store
+        self.messages: list[Message] = []  # as far as this rank has read
+
+    def add(self, message: Message) -> int:
+        """Append a message; returns how many there are up to it. Raises MachineError where the store is gone."""
+        if self.store is None:
+            self.messages.append(message)
+            return len(self.messages)
+        with self.ranks.together():
+            number = self.store.add("messages", 1)
+            self.store.set(f"message {number}", pickle.dumps(message))  # type: ignore[arg-type]  # bytes will do
+        return number
+
+    def read(self, end: int) -> list[Message]:
+        """The first messages, so many of them."""
+        while self.store is not None and len(self.messages) < end:
+            with self.ranks.together():
+                self.messages.append(pickle.loads(self.store.get(f"message {len(self.messages) + 1}")))
+        return self.messages[:end]
 
 
 def here() -> Ranks:
@@ -178,10 +214,10 @@ def check_port(port: int) -> None:
 
 
 @contextmanager
-def process_group(ranks: Ranks) -> Iterator[None]:
-    """Inside, the ranks can exchange messages."""
+def process_group(ranks: Ranks) -> Iterator[Store | None]:
+    """Inside, the ranks can exchange messages; gives the store of a `Log`."""
     if ranks.size == 1:
-        yield
+        yield None
         return
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import PrefixStore
@@ -198,7 +234,7 @@ def process_group(ranks: Ranks) -> Iterator[None]:
             "set MASTER_ADDR to the first host and MASTER_PORT to a free port of it."
         ) from None
     try:
-        yield
+        yield attempt
     finally:
         dist.destroy_process_group()
 

@@ -6,8 +6,9 @@ Plain data that loads without torch. Format 1 kept the length of a run in its na
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Self
 
@@ -99,6 +100,16 @@ class RunRecord:
         values = {"engine": header.engine.get(name)} | {key: value for key, value in line.items() if key in known}
         values |= {"name": name, "diverged": line["accuracy"] is None, **length}
         return cls(**values, machine=header.machine)
+
+
+def wall_clock(runs: Iterable[RunRecord]) -> float:
+    """Seconds during which at least one of these runs was under way: of several ranks, what a clock on the wall shows,
+    without the time in which none of them ran, such as after a kill."""
+    seconds, reached = 0.0, -math.inf
+    for began, end in sorted((run.at - run.wall_s, run.at) for run in runs):
+        seconds += max(0.0, end - max(began, reached))
+        reached = max(reached, end)
+    return seconds
 
 
 FAULTS = (KeyError, TypeError, AttributeError, ValueError)  # that reading a damaged record raises

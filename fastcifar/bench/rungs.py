@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from heapq import heapreplace
 from itertools import takewhile
 from typing import Any
 
@@ -52,6 +53,13 @@ class Rung:
     seeds: int
     results: list[CandidateResult]
 
+    @property
+    def survivors(self) -> list[str]:
+        """The base and the candidates that go on: the best, without those that failed."""
+        base, *others = self.results
+        best = others[: math.ceil(KEPT * len(others))]
+        return [base.name, *(each.name for each in best if each.accuracy is not None)]
+
     def document(self) -> dict[str, Any]:
         """What `--json` holds of it."""
         return {"fraction": self.fraction, "seeds": self.seeds, "standings": [asdict(each) for each in self.results]}
@@ -69,6 +77,7 @@ class Ladder:
     seeds: Sequence[int]
     holdout: int
     dataset: str
+    ranks: int = 1  # processes that share the runs
 
     def round_tasks(self, number: int, names: list[str], seed: int) -> list[Task]:
         """A rung's runs with one seed, the base in the middle, in alternating order; behind those of the first rung
@@ -79,17 +88,9 @@ class Ladder:
         tasks = [Task(name, seed, FRACTIONS[number]) for name in (order if seed % 2 == 0 else reversed(order))]
         return tasks if number else [*tasks, Task(BASE, seed, FRACTIONS[1])]
 
-    def survivors(self, made: Made, number: int) -> list[str]:
-        """The base and the candidates of a rung: the best of the rung before, without those that failed."""
-        if number == 0:
-            return list(self.names)
-        before = self.rung(made, number - 1).results[1:]
-        best = before[: math.ceil(KEPT * len(before))]
-        return [BASE, *(each.name for each in best if each.accuracy is not None)]
-
-    def rung(self, made: Made, number: int) -> Rung:
+    def rung(self, made: Made, number: int, names: list[str]) -> Rung:
         """The results of a rung, by the seeds that all of its candidates finished."""
-        names, fraction = self.survivors(made, number), FRACTIONS[number]
+        fraction = FRACTIONS[number]
         seeds = list(takewhile(lambda seed: all(t in made for t in self.round_tasks(number, names, seed)), self.seeds))
         slope = self.slope(made, number)
         results = [self.candidate_result(made, name, fraction, seeds, slope) for name in names]
@@ -122,17 +123,27 @@ class Ladder:
 
     def rungs(self, runs: list[RunRecord]) -> list[Rung]:
         """All rungs in which every survivor has a run, as far as the search has come."""
-        made, reached = by_task(runs), []
+        made, reached = by_task(runs), list[Rung]()
+        names = list(self.names)
         for number in range(len(FRACTIONS)):
-            rung = self.rung(made, number)
-            if not rung.seeds or len(rung.results) == 1:
+            rung = self.rung(made, number, names)
+            if not rung.seeds or len(names) == 1:
                 break
             reached.append(rung)
+            names = rung.survivors
         return reached
+
+    def length(self, tasks: Iterable[Task]) -> float:
+        """How long these runs take together, in the time of a run at full length, where each goes to the rank that is
+        free first."""
+        ends = [0.0] * self.ranks
+        for task in tasks:
+            heapreplace(ends, ends[0] + task.fraction)
+        return max(ends)
 
     def first_round_seconds(self, runs: list[RunRecord]) -> float:
         """Seconds that one round of the first rung takes, judged by the runs there are."""
-        return full_run_seconds(runs) * total_length(self.round_tasks(0, list(self.names), 0))
+        return full_run_seconds(runs) * self.length(self.round_tasks(0, list(self.names), 0))
 
 
 def recorded_ladder(header: Header, runs: Sequence[RunRecord]) -> Ladder | None:
@@ -157,9 +168,4 @@ def completed_pairs(pairs: Iterable[tuple[RunRecord, RunRecord]]) -> list[tuple[
 
 def full_run_seconds(runs: list[RunRecord]) -> float:
     """Seconds of a run at full length, judged by these runs; zero without any."""
-    return sum(run.wall_s for run in runs) / total_length([run.task for run in runs]) if runs else 0.0
-
-
-def total_length(tasks: list[Task]) -> float:
-    """The length of all these runs, in runs at full length."""
-    return sum(task.fraction for task in tasks)
+    return sum(run.wall_s for run in runs) / sum(run.fraction for run in runs) if runs else 0.0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -44,7 +45,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class RankState:
-    """What the ranks tell each other before a bench: what they are to do, and the runs that they hold."""
+    """What the ranks tell each other before a bench or search: what they are to do, and the runs that they hold."""
 
     header: Header
     arguments: tuple[Any, ...]
@@ -58,18 +59,35 @@ def run_bench(
 
     Raises UsageError where a results file or another rank is of another bench.
     """
-    with process_group(ranks), ResultsFile(ranks.file(path), plan.header()) as results:
+    arguments = (list(plan.seeds), plan.target, plan.until_clear, plan.margin)
+    with process_group(ranks), open_results(plan, path, ranks, arguments) as (results, runs):
+        before, done = len(results.runs), {run.task for run in runs}
+        run_all(plan, results, pending_runs(plan, done, ranks.rank, ranks.size), on_change)
+        made = ranks.all_gather(results.runs[before:])
+    return by_time(runs, *made)
+
+
+@contextmanager
+def open_results(
+    plan: BenchPlan, path: Path, ranks: Ranks, arguments: tuple[Any, ...]
+) -> Iterator[tuple[ResultsFile, list[RunRecord]]]:
+    """Inside, the results file of this rank is open; gives it, and the runs that all ranks have made so far.
+
+    Raises UsageError where a results file or another rank is of another bench, or has other `arguments`.
+    """
+    with ResultsFile(ranks.file(path), plan.header()) as results:
         earlier = [load(file) for file in earlier_files(path, ranks)]
         for part in earlier:
             check_same(results.header, part.header, "an earlier results file")
-        others = [run for part in earlier for run in part.runs]
-        arguments = (list(plan.seeds), plan.target, plan.until_clear, plan.margin)
-        states = ranks.all_gather(RankState(results.header, arguments, results.runs + others))
+        runs = by_time(results.runs, *(part.runs for part in earlier))
+        states = ranks.all_gather(RankState(results.header, arguments, runs))
         check_ranks(states)
-        done = {run.task for state in states for run in state.runs}
-        run_all(plan, results, pending_runs(plan, done, ranks.rank, ranks.size), on_change)
-        gathered = ranks.all_gather(results.runs + others)
-    return sorted((run for runs in gathered for run in runs), key=lambda run: run.at)
+        yield results, by_time(*(state.runs for state in states))
+
+
+def by_time(*parts: list[RunRecord]) -> list[RunRecord]:
+    """All these runs in the order in which they ended."""
+    return sorted((run for part in parts for run in part), key=lambda run: run.at)
 
 
 def check_ranks(states: list[RankState]) -> None:

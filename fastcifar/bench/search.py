@@ -2,56 +2,47 @@
 
 Successive halving (Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
 2016) over the length of runs, in rungs of about equal time. In a rung the base and the surviving candidates are
-interleaved with the same seeds and evaluated on training images held out. What comes next follows from the results
-file alone, so a search that was killed resumes. Candidates are ranked by `relative_cost`.
+interleaved with the same seeds and evaluated on training images held out. What comes next follows from the finished
+runs, with several processes also from those in flight, so a search that was killed resumes. Candidates are ranked by
+`relative_cost`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastcifar.bench.plan import BenchPlan, check_name
-from fastcifar.bench.records import RunRecord, Task, same_recipe
-from fastcifar.bench.results import ResultsFile
-from fastcifar.bench.rungs import BASE, FRACTIONS, Ladder, Made, by_task, full_run_seconds, total_length
-from fastcifar.bench.runner import Progress, finished, run_once
+from fastcifar.bench.records import RunRecord, Task, same_recipe, wall_clock
+from fastcifar.bench.rungs import BASE, FRACTIONS, Ladder, Made, by_task, full_run_seconds
 from fastcifar.data.dataset import Dataset, holdout_split
-from fastcifar.errors import DataError, MachineError, UsageError
+from fastcifar.errors import DataError, UsageError
 from fastcifar.model.network import create_network
 from fastcifar.recipes.parse import merge_changes
 from fastcifar.recipes.schema import Recipe
 from fastcifar.system.text import read_text
 from fastcifar.training.engine import Engine
-from fastcifar.training.prepared import PreparedTrainings
 
 HOLDOUT = 5000  # training images to evaluate on, where the base holds none out; of few images a tenth
 
 
 @dataclass(frozen=True)
 class Round:
-    """A rung's runs with one seed, in their order: all of them, the missing ones, and those made for this rung."""
+    """A rung's runs with one seed, in their order: all of them, those to be begun, those in flight, and the finished
+    ones that are of this rung's time."""
 
     tasks: list[Task]
-    missing: list[Task]
+    open: list[Task]
+    in_flight: list[Task]
     finished: list[RunRecord]  # without those that an earlier rung made
+    begun: bool  # by a run that no other rung has, too
     full_run_s: float  # seconds of a run at full length, by this round's runs; 0 where there are none
-
-    @property
-    def spent(self) -> float:
-        """Seconds that it took so far."""
-        return sum(run.wall_s for run in self.finished)
-
-    def expected(self, full_run_s: float) -> float:
-        """Seconds that all of it takes, by what a run at full length takes; by its own runs where that is 0."""
-        return (full_run_s or self.full_run_s) * total_length(self.tasks)
 
 
 def budget(seconds_left: float, rungs_left: int, rounds: int) -> float:
@@ -62,54 +53,63 @@ def budget(seconds_left: float, rungs_left: int, rounds: int) -> float:
 
 @dataclass(frozen=True)
 class Search(Ladder):
-    """What is to be searched: a bench of the base and the candidates, and the seconds it may take."""
+    """What is to be searched: a bench of the base and the candidates, and the seconds on the clock it may take."""
 
-    plan: BenchPlan  # the base first
-    seconds: float
+    plan: BenchPlan = field(kw_only=True)  # the base first
+    seconds: float = field(kw_only=True)
 
-    def next_task(self, runs: list[RunRecord]) -> Task | None:
-        """The next run; None where the search is over.
+    def next_task(self, runs: list[RunRecord], in_flight: Collection[Task] = ()) -> Task | None:
+        """The run to begin next, beside those in flight; None where these have to end before, and where the search is
+        over.
 
         A rung has as many rounds as fit into its budget. A round is only begun where all of it is expected to fit,
-        judged by the runs before, and then finished.
+        judged by the runs before, and then finished. A rung begins when the one before is complete.
         """
         made = by_task(runs)
-        if sum(run.wall_s for run in runs) >= self.seconds:
+        if wall_clock(runs) >= self.seconds:
             return None
         left, full_run_s = self.seconds, 0.0
         counted: set[Task] = set()
+        names = list(self.names)
         for number in range(len(FRACTIONS)):
-            names = self.survivors(made, number)
             if len(names) == 1:
                 return None
-            complete, current = self.rounds(made, number, names, counted)
-            spent = sum(each.spent for each in complete)
+            *before, current = self.rounds(made, in_flight, number, names, counted)
+            waiting = [task for each in before for task in each.in_flight]
+            complete = [each for each in before if not each.in_flight]
             full_run_s = complete[-1].full_run_s if complete else full_run_s
-            begun = bool(current.finished and full_run_s)  # the very first round is judged by its own runs
-            allowed = budget(left, len(FRACTIONS) - number, len(complete))
-            if begun or spent + current.expected(full_run_s) <= allowed:
-                return current.missing[0]
-            if not complete:
+            spent = wall_clock(run for each in before for run in each.finished)
+            expected = (full_run_s or full_run_seconds(runs)) * self.length(waiting + current.tasks)
+            judged = current.begun and full_run_s  # the very first round is judged by its own runs
+            if judged or spent + expected <= budget(left, len(FRACTIONS) - number, len(before)):
+                return current.open[0]
+            if waiting or not complete:
                 return None
             left -= spent
+            names = self.rung(made, number, names).survivors
         return None
 
-    def rounds(self, made: Made, number: int, names: list[str], counted: set[Task]) -> tuple[list[Round], Round]:
-        """A rung's complete rounds and the first that is not. `counted` holds the runs of earlier rungs; those of the
-        complete rounds are added."""
-        complete: list[Round] = []
+    def rounds(
+        self, made: Made, in_flight: Collection[Task], number: int, names: list[str], counted: set[Task]
+    ) -> list[Round]:
+        """A rung's rounds up to the first that has runs to be begun. `counted` holds the runs of earlier rungs; those
+        of the rounds before the last one are added."""
+        rounds: list[Round] = []
         for seed in self.seeds:
             tasks = self.round_tasks(number, names, seed)
             runs = [made[task] for task in tasks if task in made]
+            own = {task for task in tasks if task.fraction == FRACTIONS[number]} - counted
             current = Round(
                 tasks,
-                [task for task in tasks if task not in made],
+                [task for task in tasks if task not in made and task not in in_flight],
+                [task for task in tasks if task in in_flight],
                 [run for run in runs if run.task not in counted],
+                any(task in made or task in in_flight for task in own),
                 full_run_seconds(runs),
             )
-            if current.missing:
-                return complete, current
-            complete.append(current)
+            rounds.append(current)
+            if current.open:
+                return rounds
             counted.update(tasks)
         raise UsageError("The search has used up all seeds: begin another with a smaller --seed.")
 
@@ -158,6 +158,7 @@ def plan_search(
     engine: Engine,
     minutes: float,
     first_seed: int = 1000,
+    ranks: int = 1,
 ) -> Search:
     """The search among these recipes, the base first.
 
@@ -172,28 +173,4 @@ def plan_search(
         held_out[name] = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, holdout=holdout))
     seeds = range(first_seed, 2**63)
     plan = BenchPlan(held_out, dict.fromkeys(recipes, engine), dataset, device, seeds)
-    return Search(list(recipes), seeds, holdout, dataset.name, plan, 60 * minutes)
-
-
-def run_search(
-    search: Search, path: Path, on_change: Callable[[Progress], None] = lambda progress: None
-) -> list[RunRecord]:
-    """Make runs until the time is spent, each on disk before the next begins; returns all of the results file.
-
-    A candidate that this machine cannot run is a line that says so, like one that diverged; the others go on.
-    """
-    with ResultsFile(path, search.plan.header()) as results:
-        progress = Progress(0, results.runs, before=len(results.runs))
-        prepared = PreparedTrainings(search.plan.dataset, search.plan.device)
-        while (task := search.next_task(results.runs)) is not None:
-            on_change(progress)
-            began = time.monotonic()
-            try:
-                run = run_once(search.plan, task, prepared, progress)
-            except MachineError as error:
-                if task.name == BASE:
-                    raise
-                run = finished(search.plan, task, began, error=str(error))
-            results.add(run)
-        on_change(progress)
-        return results.runs
+    return Search(list(recipes), seeds, holdout, dataset.name, ranks, plan=plan, seconds=60 * minutes)

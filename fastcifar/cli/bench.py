@@ -60,6 +60,7 @@ def bench(
     quiet: Quiet = False,
 ) -> int:
     """Train recipes many times with the same seeds, interleaved, and compare their accuracies and times.
+    The processes of torchrun or srun share the seeds: torchrun --nproc-per-node 8 -m fastcifar bench ... --out FILE
 
     Example: fastcifar bench air94 slow=air94 --set slow:optimizer.filters.lr=0.2 --runs 50 --out lr.jsonl
     """

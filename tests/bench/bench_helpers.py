@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +69,10 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 def finished(path: Path) -> int:
     """How many runs a results file holds."""
     return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
+
+
+def torchrun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Python with these arguments as two ranks, its output in pipes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=folder, **pipes)

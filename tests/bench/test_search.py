@@ -13,59 +13,18 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
 from bench_helpers import finished, lines_of
 from conftest import Call, few_shapes
+from search_helpers import CANDIDATES, WORLD, failed, imagined, prepared, simulate
 
-from fastcifar.bench.records import RunRecord, Task
+from fastcifar.bench.distributed import Ranks
+from fastcifar.bench.records import RunRecord, Task, wall_clock
 from fastcifar.bench.relative_cost import error_slope, relative_cost
-from fastcifar.bench.search import Round, Search, budget, load_candidates, plan_search, run_search
+from fastcifar.bench.search import budget, load_candidates
+from fastcifar.bench.search_runner import run_search
 from fastcifar.cli.display.bench import remark
-from fastcifar.data.dataset import Dataset
-from fastcifar.data.store import load_dataset
 from fastcifar.errors import DataError, UsageError
 from fastcifar.recipes.parse import load_recipe
-from fastcifar.training.engine import choose_engine
-
-CANDIDATES = """
-[good]
-optimizer.filters.lr = 0.2
-[same]
-optimizer.filters.lr = 0.3
-[slow]
-optimizer.filters.lr = 0.4
-[bad]
-network = { widths = [8, 8, 8] }
-"""
-# The time of a run at full length, and the share of the base's time that one needs to the same error: the best is less
-# accurate than the base, and quicker.
-WORLD = {"base": (100.0, 1.0), "good": (60.0, 0.7), "same": (100.0, 1.02), "slow": (140.0, 1.4), "bad": (60.0, 3.0)}
-
-
-def prepared(tmp_path: Path, seconds: float, content: str = CANDIDATES, images: Dataset | None = None) -> Search:
-    path = tmp_path / "candidates.toml"
-    path.write_text(content)
-    recipes, device = load_candidates(path, load_recipe("tiny")), torch.device("cpu")
-    return plan_search(recipes, images or load_dataset("shapes"), device, choose_engine("eager", device), seconds / 60)
-
-
-def imagined(name: str, seed: int, fraction: float) -> RunRecord:
-    """A run in a world where the base's error falls with the root of its time, and a seed shifts all alike."""
-    full, cost = WORLD[name]
-    train_s = full * fraction
-    error = 0.1 * (train_s / cost / 100) ** -0.5 * (1 + 0.01 * (seed % 3))
-    return RunRecord(name, "tiny", seed, 1 - error, train_s, float(seed), fraction, wall_s=train_s + 1)
-
-
-def failed(run: RunRecord) -> RunRecord:
-    return dataclasses.replace(run, diverged=True, accuracy=None, train_s=None)
-
-
-def simulate(search: Search) -> list[RunRecord]:
-    runs: list[RunRecord] = []
-    while (task := search.next_task(runs)) is not None:
-        runs.append(imagined(*task))
-    return runs
 
 
 def test_the_time_is_kept_and_the_best_is_found(tmp_path: Path) -> None:
@@ -105,6 +64,20 @@ def test_too_little_time_is_not_overrun(tmp_path: Path) -> None:
     assert sum(run.wall_s for run in runs) <= 200
 
 
+def test_a_rung_that_is_over_is_not_begun_again(tmp_path: Path) -> None:
+    """In the second rung of many candidates the base goes on to seeds that the first rung did not come to."""
+    many = "".join(f"[c{number}]\noptimizer.filters.lr = 0.0{number}\n" for number in range(10, 30))
+    asked = prepared(tmp_path, 3000, CANDIDATES + many)
+
+    def make(name: str, seed: int, fraction: float, began: float) -> RunRecord:
+        return dataclasses.replace(imagined(name if name in WORLD else "same", seed, fraction, began), name=name)
+
+    runs = simulate(asked, make)
+    lengths = [run.fraction for run in runs if run.name != "base"]
+    assert lengths == sorted(lengths) and set(lengths) == {0.25, 0.5, 1}
+    assert {run.seed for run in runs if run.fraction == 0.5} > {run.seed for run in runs if run.fraction == 0.25}
+
+
 def test_what_was_made_for_one_rung_is_not_paid_again_in_the_next(tmp_path: Path) -> None:
     few = "[good]\noptimizer.filters.lr = 0.2\n"
     runs = simulate(prepared(tmp_path, 300, few))  # 93, then 31 more, then 162: in all 286
@@ -123,7 +96,8 @@ def test_a_search_that_ends_in_the_second_rung_is_judged_all_the_same(tmp_path: 
 
 def test_what_fails_comes_last_and_the_reason_is_told(tmp_path: Path) -> None:
     asked = prepared(tmp_path, 1000)
-    runs = [imagined(name, 1000, 0.25) for name in asked.plan.recipes] + [imagined("base", 1000, 0.5)]
+    runs = [imagined(name, 1000, 0.25, 100.0 * i) for i, name in enumerate(asked.plan.recipes)]
+    runs.append(imagined("base", 1000, 0.5, 500.0))
     runs[1] = failed(runs[1])
     assert [each.name for each in asked.rungs(runs)[0].results] == ["base", "same", "slow", "bad", "good"]
     better = (runs[0].accuracy or 0) + 0.0002  # an image of five thousand is no slope
@@ -153,20 +127,29 @@ def test_the_relative_cost_is_that_of_the_power_law() -> None:
     assert math.isfinite(relative_cost([(short, perfect)], -300, 5000)[0])
 
 
-def test_a_round_knows_what_it_takes() -> None:
-    tasks = [Task("base", 0, 0.25), Task("a", 0, 0.25), Task("base", 0, 0.5)]
-    begun = Round(tasks, tasks[1:], [imagined(*tasks[0])], full_run_s=104.0)
-    assert begun.spent == 26.0
-    assert begun.expected(0.0) == 104.0, "by its own runs"
-    assert begun.expected(80.0) == 80.0
+def test_seconds_on_the_clock_are_those_in_which_a_run_was_under_way() -> None:
+    spans = [(0, 10), (5, 12), (6, 7), (12, 13), (100, 104), (90, 101)]
+    runs = [RunRecord("a", "tiny", seed, 0.9, 1.0, end, wall_s=end - began) for seed, (began, end) in enumerate(spans)]
+    assert wall_clock(runs) == wall_clock(runs[::-1]) == 13 + 14
+    assert wall_clock([]) == 0
+
+
+def test_runs_shared_among_ranks_take_as_long_as_those_of_the_last(tmp_path: Path) -> None:
+    tasks = [Task("a", seed, fraction) for seed, fraction in enumerate([1.0, 0.25, 0.5, 0.25, 1.0])]
+    asked = prepared(tmp_path, 1)
+    lengths = {ranks: dataclasses.replace(asked, ranks=ranks).length(tasks) for ranks in (1, 2, 3, 9)}
+    assert lengths == {1: 3.0, 2: 2.0, 3: 1.5, 9: 1.0}
     assert budget(90.0, 3, 0) == 90.0 and budget(90.0, 3, 2) == 30.0
 
 
 def test_all_that_fail_end_the_search(tmp_path: Path) -> None:
     asked = prepared(tmp_path, 1000)
-    runs: list[RunRecord] = []
-    while (task := asked.next_task(runs)) is not None:
-        runs.append(imagined(*task) if task.name == "base" else failed(imagined(*task)))
+
+    def make(name: str, seed: int, fraction: float, began: float) -> RunRecord:
+        run = imagined(name, seed, fraction, began)
+        return run if name == "base" else failed(run)
+
+    runs = simulate(asked, make)
     tried = {(run.name, run.fraction) for run in runs if run.name != "base"}
     assert tried == {(name, 0.25) for name in WORLD if name != "base"}
 
@@ -181,7 +164,7 @@ def test_a_candidate_that_cannot_run_does_not_end_the_search(tmp_path: Path, mon
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     asked = prepared(tmp_path, 15, "[huge]\nnetwork.factory = 'huge:Net'\n", few_shapes(400, 50))
-    made = run_search(asked, tmp_path / "s.jsonl")
+    made = run_search(asked, tmp_path / "s.jsonl", Ranks())
     huge = [run for run in made if run.name == "huge" and run.fraction == 0.25]
     assert huge and huge[0].diverged and "Out of memory" in (huge[0].error or "")
     assert huge[0].wall_s > 0 and "Out of memory" in lines_of(tmp_path / "s.jsonl")[1 + made.index(huge[0])]["error"]

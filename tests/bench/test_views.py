@@ -72,8 +72,8 @@ def test_a_search_shows_its_rungs_and_the_time_left(tmp_path: Path) -> None:
     search = plan_search(recipes, load_dataset("shapes"), CPU, choose_engine("eager", CPU), 2.0)
     view = SearchView(Screen(), search)
     assert "starting" in drawn(view.draw())
-    runs = [run(name, 1000, 0.9, fraction=0.25, wall_s=10.0) for name in ("base", "a")]
-    progress = Progress(0, [*runs, run("base", 1000, 0.93, 2.0, fraction=0.5, wall_s=10.0)])
+    runs = [run(name, 1000, 0.9, at=at, fraction=0.25, wall_s=10.0) for name, at in (("base", 10.0), ("a", 20.0))]
+    progress = Progress(0, [*runs, run("base", 1000, 0.93, 2.0, at=30.0, fraction=0.5, wall_s=10.0)])
     progress.task = Task("a", 1001, 0.25)
     view.update(progress)
     screen = drawn(view.draw())

@@ -12,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fastcifar.bench.records import MAX_OTHER_LOAD
+from fastcifar.bench.records import MAX_OTHER_LOAD, wall_clock
 from fastcifar.bench.report import POINT, Comparison, Report, Summary, label
 from fastcifar.cli.display.screen import Screen, View, duration
 from fastcifar.stats import Estimate, Interval
@@ -292,7 +292,7 @@ class SearchView(RunsView):
         runs = list(progress.runs)
         if len(runs) != self.drawn:  # tables change with a finished run alone
             self.tables, self.drawn = [rung_table(rung) for rung in self.search.rungs(runs)], len(runs)
-        left = self.search.seconds - sum(run.wall_s for run in runs)
+        left = self.search.seconds - wall_clock(runs)
         return Group(
             *self.tables, Text(f"{len(runs)} runs; {run_in_flight(progress)}; {duration(max(0.0, left))} to go")
         )
