@@ -51,6 +51,9 @@ def test_what_comes_next_follows_from_the_file_alone(tmp_path: Path) -> None:
     assert len({run.task for run in runs}) == len(runs)
     for made in range(len(runs)):
         assert asked.next_task(runs[:made]) == runs[made].task
+    inside = len(WORLD) + 4  # of the second round, which with so much less time had not begun
+    hasty = dataclasses.replace(asked, seconds=wall_clock(runs[:inside]) + 1)
+    assert hasty.next_task(runs[:inside]) == runs[inside].task, "a round that is begun is finished"
 
 
 def test_too_little_time_is_not_overrun(tmp_path: Path) -> None:
