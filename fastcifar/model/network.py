@@ -156,7 +156,7 @@ class GlobalMaxMean(GlobalMax):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C)."""
-        return super().forward(x) + x.mean(dim=(2, 3))
+        return x.mean(dim=(2, 3)) + super().forward(x)  # the maximum last: its gradient comes first, in x's memory format
 
 
 POOLS: dict[str, type[GlobalMax]] = {"max": GlobalMax, "max_mean": GlobalMaxMean}

@@ -45,7 +45,7 @@ def test_the_core_holds_images_out(dataset: Dataset) -> None:
 
 @pytest.mark.gpu
 def test_steps_on_cuda_follow_those_on_the_cpu(dataset: Dataset) -> None:
-    prepare_device(torch.device("cuda"), None)  # without TF32
+    prepare_device(torch.device("cuda", 0), None)  # without TF32
     found = load_recipe("tiny", *SMALL, "training.precision=float32", "data.flip=none", "data.translate=0")
     order = torch.randperm(1000)
     weights = []
