@@ -298,7 +298,7 @@ def test_a_plot_tells_and_zooms(browser: Browser, paged: Callable[..., Parsed], 
     middle = ((left + right) / 2, (top + bottom) / 2)
     browser.drag(middle, (middle[0] + (right - left) / 4, middle[1] + (bottom - top) / 4))
     across = matrix(browser)[0]
-    inner = (640 - 72 - 16) / 640
+    inner = (640 - 84 - 16) / 640
     assert math.isclose(across, 4 * inner, rel_tol=0.05), "a quarter of the picture fills the plot"
     assert browser.ask(TICKS) != before
     browser.click("section:nth-of-type(2) button.reset")
