@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench_helpers import finished, lines_of
+from bench_helpers import finished, header, lines_of, write
 from conftest import Call, few_shapes
 
 from fastcifar.bench.records import RunRecord, Task
 from fastcifar.bench.relative_cost import error_slope, relative_cost
+from fastcifar.bench.results import load
+from fastcifar.bench.rungs import recorded_ladder
 from fastcifar.bench.search import Round, Search, budget, load_candidates, plan_search, run_search
 from fastcifar.cli.display.bench import remark
 from fastcifar.data.dataset import Dataset
@@ -92,6 +94,18 @@ def test_what_comes_next_follows_from_the_file_alone(tmp_path: Path) -> None:
     assert len({run.task for run in runs}) == len(runs)
     for made in range(len(runs)):
         assert asked.next_task(runs[:made]) == runs[made].task
+
+
+def test_a_results_file_holds_all_that_its_ladder_needs(tmp_path: Path) -> None:
+    asked = prepared(tmp_path, 1500)
+    runs = simulate(asked)
+    kept = load(write(tmp_path / "s.jsonl", asked.plan.header(), runs))
+    ladder = recorded_ladder(kept.header, kept.runs)
+    assert ladder is not None and (ladder.holdout, ladder.dataset) == (1000, "shapes")
+    assert ladder.rungs(kept.runs) == asked.rungs(runs) and remark(ladder, kept.runs) == remark(asked, runs)
+    whole = [run for run in kept.runs if run.fraction == 1]
+    assert whole and recorded_ladder(kept.header, whole) is None, "a bench of a recipe called base"
+    assert recorded_ladder(header("a", "b"), kept.runs) is None, "no base"
 
 
 def test_too_little_time_is_not_overrun(tmp_path: Path) -> None:
