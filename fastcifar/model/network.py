@@ -156,7 +156,7 @@ class GlobalMaxMean(GlobalMax):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C)."""
-        return x.mean(dim=(2, 3)) + super().forward(x)  # the maximum last: its gradient comes first, in x's memory format
+        return x.mean(dim=(2, 3)) + super().forward(x)  # the last one's gradient comes first, and says how both lie
 
 
 POOLS: dict[str, type[GlobalMax]] = {"max": GlobalMax, "max_mean": GlobalMaxMean}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from bench_helpers import FIXTURES, SMALL, benched, header, run, write
 from browser import Browser, needs_chromium
 from conftest import Call
 from page_checks import Parsed, check_page
-from test_search import prepared, simulate
+from test_search import failed, prepared, simulate
 
 from fastcifar import stats
 from fastcifar.bench.report import courses, summarize
@@ -137,13 +138,43 @@ def test_one_run_failed_runs_and_a_search_have_a_page(paged: Callable[..., Parse
     failed = write(tmp_path / "2.jsonl", header("a", "b"), [run("a", 0, None), run("b", 0, None)])
     assert paged(failed).text("h1") == "No run came to an end."
     part = write(tmp_path / "3.jsonl", header("a", "b"), [run("a", 0, None), run("b", 0, 0.5), run("b", 1, 0.5)])
-    assert "Not drawn: 1 that diverged or failed" in paged(part).visible
+    assert "Not drawn: 1 that diverged or failed (a, seed 0: diverged)." in paged(part).visible
     searched = paged(FIXTURES / "format1" / "search.jsonl")
     assert "At full length nothing can be ranked" in searched.text("h2") and "dropped" in searched.text("td")
     as_bench = paged(FIXTURES / "format1" / "search.jsonl", "--until-clear")
     assert "base at 0.25" in as_bench.text("td") and "slow at 0.5 of base at 0.5 in 5 of 12" in as_bench.text("h2")
     assert "10.00 %" in paged(FIXTURES / "format1" / "run").visible
     assert "tiny" in paged(FIXTURES / "format1" / "profile.json").text("h1")
+
+
+def test_what_came_to_nothing_in_a_search_is_said(tmp_path: Path) -> None:
+    search = prepared(tmp_path, 3000)
+    gone = {"bad": None, "slow": "Out of memory on a small machine, in its first step of all"}
+    runs = [
+        dataclasses.replace(failed(run), error=gone[run.name]) if run.name in gone else run for run in simulate(search)
+    ]
+    parsed = check_page(search_page(search, runs, "a CPU", {}))
+    cells = [text for tag, text in parsed.texts if tag == "td"]
+    assert "diverged" in cells and any(text.startswith("Out of memory") and len(text) <= 40 for text in cells)
+
+
+def test_a_page_says_what_one_run_is_and_folds_long_lists(paged: Callable[..., Parsed], tmp_path: Path) -> None:
+    one = paged(write(tmp_path / "1.jsonl", header("a"), [run("a", 7, 0.94)]))
+    assert "1 run of a, seed 7; on" in one.text("p") and one.text("h2").startswith("In figures"), "no title twice"
+    names = tuple(f"r{i:02}" for i in range(50))
+    many = paged(write(tmp_path / "2.jsonl", header(*names), benched(0.0001, 3, names)))
+    assert f"{49 - 12} more" in many.text("summary") and "The first 40 of 50" in many.visible
+    rows = [text for tag, text in many.texts if tag == "text"]
+    assert "r39" in rows and "r40" not in rows and "r49" in many.text("td")
+
+
+@pytest.mark.parametrize(("seconds", "unit"), [(40, "seconds"), (600, "minutes"), (20_000, "hours"), (10**6, "days")])
+def test_drift_is_drawn_in_a_unit_that_fits(
+    paged: Callable[..., Parsed], tmp_path: Path, seconds: float, unit: str
+) -> None:
+    runs = [run("a", seed, 0.94, at=1.8e9 + seed * seconds / 9) for seed in range(10)]
+    texts = [text for tag, text in paged(write(tmp_path / "r.jsonl", header("a"), runs)).texts if tag == "text"]
+    assert any(text.startswith(f"{unit} since 2027-01-15") for text in texts)
 
 
 def test_runs_of_several_machines_keep_their_times_apart(paged: Callable[..., Parsed], tmp_path: Path) -> None:
@@ -298,7 +329,7 @@ def test_a_plot_tells_and_zooms(browser: Browser, paged: Callable[..., Parsed], 
     middle = ((left + right) / 2, (top + bottom) / 2)
     browser.drag(middle, (middle[0] + (right - left) / 4, middle[1] + (bottom - top) / 4))
     across = matrix(browser)[0]
-    inner = (640 - 72 - 16) / 640
+    inner = (640 - 84 - 16) / 640
     assert math.isclose(across, 4 * inner, rel_tol=0.05), "a quarter of the picture fills the plot"
     assert browser.ask(TICKS) != before
     browser.click("section:nth-of-type(2) button.reset")

@@ -13,13 +13,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from bench_helpers import finished, lines_of
+from bench_helpers import finished, header, lines_of, write
 from conftest import Call, few_shapes
 from search_helpers import CANDIDATES, WORLD, failed, imagined, prepared, simulate
 
 from fastcifar.bench.distributed import Ranks
 from fastcifar.bench.records import RunRecord, Task, wall_clock
 from fastcifar.bench.relative_cost import error_slope, relative_cost
+from fastcifar.bench.results import load
+from fastcifar.bench.rungs import recorded_ladder
 from fastcifar.bench.search import budget, load_candidates
 from fastcifar.bench.search_runner import run_search
 from fastcifar.cli.display.bench import remark
@@ -54,6 +56,18 @@ def test_what_comes_next_follows_from_the_file_alone(tmp_path: Path) -> None:
     inside = len(WORLD) + 4  # of the second round, which with so much less time had not begun
     hasty = dataclasses.replace(asked, seconds=wall_clock(runs[:inside]) + 1)
     assert hasty.next_task(runs[:inside]) == runs[inside].task, "a round that is begun is finished"
+
+
+def test_a_results_file_holds_all_that_its_ladder_needs(tmp_path: Path) -> None:
+    asked = prepared(tmp_path, 1500)
+    runs = simulate(asked)
+    kept = load(write(tmp_path / "s.jsonl", asked.plan.header(), runs))
+    ladder = recorded_ladder(kept.header, kept.runs)
+    assert ladder is not None and (ladder.holdout, ladder.dataset) == (1000, "shapes")
+    assert ladder.rungs(kept.runs) == asked.rungs(runs) and remark(ladder, kept.runs) == remark(asked, runs)
+    whole = [run for run in kept.runs if run.fraction == 1]
+    assert whole and recorded_ladder(kept.header, whole) is None, "a bench of a recipe called base"
+    assert recorded_ladder(header("a", "b"), kept.runs) is None, "no base"
 
 
 def test_too_little_time_is_not_overrun(tmp_path: Path) -> None:

@@ -98,11 +98,11 @@ def draw_means(plot: Plot, series: int, one: Summary) -> None:
     across, down = one.train_s.mean, 100 * one.accuracy.mean
     group = plot.group(series)
     words = f"{name_of(one)}, mean of {one.runs} runs: {points(one.accuracy)} % in {seconds(one.train_s)} s"
+    plot.point(group, (across, down), words, "mean")
     if one.train_s.ci95:
         plot.line(group, [(end, down) for end in one.train_s.ci95], words)
     if one.accuracy.ci95:
         plot.line(group, [(across, 100 * end) for end in one.accuracy.ci95], words)
-    plot.point(group, (across, down), words, "mean")
 
 
 def spread_part(runs: Sequence[RunRecord], report: Report) -> Part:
@@ -158,9 +158,9 @@ def draw_row_mean(plot: Plot, row: int, one: Summary) -> None:
     if one.accuracy is None:
         return
     group, words = plot.group(row), f"{name_of(one)}, mean: {points(one.accuracy)} %"
+    plot.point(group, (100 * one.accuracy.mean, row + 0.04), words, "mean")
     if one.accuracy.ci95:
         plot.line(group, [(100 * end, row + 0.04) for end in one.accuracy.ci95], words)
-    plot.point(group, (100 * one.accuracy.mean, row + 0.04), words, "mean")
 
 
 def differences_part(report: Report, found: Sequence[Course]) -> Part:
@@ -183,9 +183,9 @@ def differences_part(report: Report, found: Sequence[Course]) -> Part:
             plot.point(group, (100 * value, i + jitter), f"{names[i]}, seed {seed}: {100 * value:+.2f} points")
         mean, interval = 100 * compared.accuracy_difference, compared.accuracy_ci95
         words = f"{names[i]}: {mean:+.3f} points" + (f" ({between(interval, 100, '+.2f')})" if interval else "")
+        plot.point(group, (mean, i - 0.1), words, "mean")
         if interval:
             plot.line(group, [(100 * end, i - 0.1) for end in interval], words)
-        plot.point(group, (mean, i - 0.1), words, "mean")
     references = {(one.a, one.fraction) for one in found}
     of = f" of {label(*references.pop())}" if len(references) == 1 else ""
     ahead = [

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 TICKS = 7  # at most, on an axis
 WIDTH = 640  # pixels of a plot; it scales to the page
 LETTERS = 50  # of the name of a row
-FRAME = (72, 12, 16, 58)  # left, top, right, bottom of a plot's inner part, pixels
+FRAME = (84, 12, 16, 58)  # left, top, right, bottom of a plot's inner part, pixels
 
 Element = ElementTree.Element
 Point = tuple[float, float]  # in the units of the axes
@@ -125,7 +125,7 @@ class Plot:
         across, down = (self.box[0] + self.box[2]) / 2, (self.box[1] + self.box[3]) / 2
         draw(self.svg, "text", {"x": across, "y": self.box[3] + 46, "text-anchor": "middle"}, x)
         if y:
-            upright = f"translate(16 {down:g}) rotate(-90)"
+            upright = f"translate(15 {down:g}) rotate(-90)"
             draw(self.svg, "text", {"transform": upright, "text-anchor": "middle"}, y)
 
     def group(self, series: int) -> Element:

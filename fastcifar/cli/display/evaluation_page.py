@@ -127,8 +127,8 @@ def class_part(matrix: list[list[int]], classes: Sequence[str]) -> Part:
         tip = (
             f"{classes[i]}: {percent(shares[i])} of {sum(matrix[i]):,} images, 95 % interval {low:.1f} to {high:.1f} %"
         )
-        picture.line(group, [(low, row), (high, row)], tip)
         picture.point(group, (100 * shares[i], row), tip, "mean")
+        picture.line(group, [(low, row), (high, row)], tip)
     rows = [class_row(matrix, classes, i, intervals[i]) for i in order]
     columns = ["class", "accuracy", "95 % interval", "images", "most often taken for", "of these"]
     note = "Lines are 95 % intervals (Wilson's), which say how much of a difference between classes may be chance."

@@ -28,7 +28,7 @@ PAGES = Path(__file__).parent / "pages"
 STYLES = ("page.css", "profile.css", "run.css")
 SCRIPTS = ("page.js", "profile.js")  # one script in the page: later files may use what earlier ones define
 SENTENCES = 12  # of a list that are shown at once
-LONG = 30  # letters from which a text is given room in a table
+LONG = 20  # letters from which a text is given room in a table
 SERIES = 8  # colours that are told apart, the classes s0 to s7 of page.css
 
 Cell = str | tuple[str, float | None]  # a text, or a figure with the value that it is sorted by; Markup stays markup

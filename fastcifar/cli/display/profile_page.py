@@ -37,7 +37,7 @@ from fastcifar.cli.display.table import Column
 Record = Mapping[str, Any]  # a part of the document
 
 GROUPS = 50  # kernels shown
-KERNEL_LETTERS, TITLE_LETTERS = 120, 60  # of a kernel's name, in the table and in a title
+KERNEL_LETTERS, TITLE_LETTERS = 150, 60  # of a kernel's name, in the table and in a title
 MOST_ROWS = 1000  # layers in the table: a browser takes a second for so many
 FIELDS = {  # of a layer in the document, by the columns of the terminal's table; in the order of the page's
     "total": "total_ms",

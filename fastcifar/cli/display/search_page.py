@@ -113,11 +113,11 @@ def cost_plot(rung: Rung, known: Sequence[CandidateResult], series: Mapping[str,
     for one in reversed(known):  # the best on top
         group, words = plot.group(series.get(one.name, OTHERS)), candidate_words(one)
         at = (drawn_cost(one.cost), one.accuracy.mean / POINT if one.accuracy else 0.0)
+        plot.point(group, at, words, "mean")
         if one.cost_ci95:
             plot.line(group, [(drawn_cost(end), at[1]) for end in one.cost_ci95], words)
         if one.accuracy and one.accuracy.ci95:
             plot.line(group, [(at[0], end / POINT) for end in one.accuracy.ci95], words)
-        plot.point(group, at, words, "mean")
     return plot
 
 

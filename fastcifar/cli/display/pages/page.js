@@ -195,6 +195,7 @@ function preparePlot(svg) {
   const reset = button("Escape", "all", "Whole picture");
   reset.classList.add("reset", "hidden");
   svg.parentElement.append(buttons);
+  svg.parentElement.classList.add("zooming");
 
   const moves = { ArrowLeft: [-0.2, 0], ArrowRight: [0.2, 0], ArrowUp: [0, -0.2], ArrowDown: [0, 0.2] };
   svg.setAttribute("tabindex", "0");
