@@ -80,8 +80,8 @@ class Search(Ladder):
             full_run_s = complete[-1].full_run_s if complete else full_run_s
             spent = wall_clock(run for each in before for run in each.finished)
             expected = (full_run_s or full_run_seconds(runs)) * self.length(waiting + current.tasks)
-            judged = current.begun and full_run_s  # the very first round is judged by its own runs
-            if judged or spent + expected <= budget(left, len(FRACTIONS) - number, len(before)):
+            go_on = current.begun and full_run_s > 0  # the very first round is judged by its own runs
+            if go_on or spent + expected <= budget(left, len(FRACTIONS) - number, len(before)):
                 return current.open[0]
             if waiting or not complete:
                 return None
