@@ -2,7 +2,7 @@
 
 Two engines differ by rounding, which maxima and Muon magnify, by how much depends on recipe and device. So it is
 measured: by how far the eager step moves when all weights are off by as little as one rounding. An engine is right
-while it lies within three times that of the eager step.
+while it lies within five times that of the eager step: what is wrong shows in tensors that rounding hardly moves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastcifar.training.engine import EAGER, Engine
 from fastcifar.training.launch import Steps
 from fastcifar.training.step import TrainState
 
-FACTOR = 3.0  # times the eager step's own difference; on an H100 the graph engine's steps were up to 2.2 times
+FACTOR = 5.0  # times the eager step's own difference; right kernels on an H100 differed by more than 3 times in `hlb`
 TOLERANCE = 0.01  # of a step's change of a tensor, which may differ in any case
 KERNEL_ERROR = 1e-5  # relative, of our own convolutions in float32 (`model.kernels.convolution`)
 
