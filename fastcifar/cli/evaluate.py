@@ -28,6 +28,13 @@ def evaluate(
     tta: Annotated[Tta, typer.Option(help="Test-time augmentation.")] = "recipe",
     per_class: Annotated[bool, typer.Option("--per-class", help="Show the accuracy of each class.")] = False,
     confusion: Annotated[bool, typer.Option("--confusion", help="Show the confusion matrix.")] = False,
+    coarse: Annotated[
+        bool,
+        typer.Option(
+            "--coarse",
+            help="Of CIFAR-100: also the accuracy over its 20 superclasses, by that of the likeliest class.",
+        ),
+    ] = False,
     csv: Annotated[Path | None, typer.Option(help="Write the probabilities of every image to this file.")] = None,
     html: Html = None,
     device: Device = None,
@@ -41,6 +48,7 @@ def evaluate(
     """
     from fastcifar.cli.display.screen import Screen
     from fastcifar.cli.display.training import evaluation_report
+    from fastcifar.data.coarse import coarse_labels
     from fastcifar.model.checkpoint import load_checkpoint
     from fastcifar.model.classifier import EvalSet, build_classifier, evaluate_images, predictions_csv
     from fastcifar.system.device import device_name, pick_device, prepare_device
@@ -56,6 +64,7 @@ def evaluate(
     prepare_device(chosen_device, threads)
     tree = load_checkpoint(checkpoint)
     classifier = build_classifier(tree, chosen_device, None if tta == "recipe" else tta)
+    superclasses = coarse_labels(classifier.classes) if coarse else None
     if images:
         eval_set = EvalSet.from_files(images, classifier.classes, screen.note)
     else:
@@ -69,7 +78,7 @@ def evaluate(
     result = {
         **document("eval", device_name(chosen_device)),
         "checkpoint": str(checkpoint),
-        **evaluate_images(classifier, eval_set, logits, per_class, confusion, listed),
+        **evaluate_images(classifier, eval_set, logits, per_class, confusion, superclasses, listed),
     }
     if html is not None:
         from fastcifar.cli.display.evaluation_page import Evaluated

@@ -63,7 +63,7 @@ EngineNames = Annotated[
 RecipeName = Annotated[
     str | None,
     typer.Argument(
-        help="A recipe or a TOML file; by default fast94 on a GPU and quick90 elsewhere.",
+        help="A recipe or a TOML file; by default fast94 on a GPU, else quick90; for cifar100 fast100 and quick100.",
         autocompletion=complete_recipe,
     ),
 ]

@@ -129,7 +129,7 @@ def new_job(
     from fastcifar.recipes.parse import default_recipe, load_recipe
     from fastcifar.training.run_folder import create_run_folder
 
-    loaded = load_recipe(recipe or default_recipe(session.device.type), *(settings or ()))
+    loaded = load_recipe(recipe or default_recipe(session.device.type, dataset), *(settings or ()))
     prepared, images = session.engine(engine), session.dataset(dataset)
     with create_run_folder(out, loaded.name, seed, force) as folder:
         yield Job(session, loaded, images, seed, prepared, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.data.arrays import SUFFIXES, evaluation_pair, to_pixels
+from fastcifar.data.coarse import COARSE_NAMES
 from fastcifar.data.dataset import Dataset, Note, no_note
 from fastcifar.data.folders import class_images, has_folders, split_folders
 from fastcifar.data.images import crop_and_resize, read_images
@@ -164,11 +166,13 @@ def evaluate_images(
     logits: Tensor,
     per_class: bool = False,
     confusion: bool = False,
+    coarse: Tensor | None = None,
     listed: int | None = None,
 ) -> dict[str, Any]:
     """What `eval --json` holds of the logits (N, classes) of the images.
 
-    That is accuracies where labels are known, else the top classes of each image, or of the first `listed`.
+    That is accuracies where labels are known, also over the superclasses where `coarse` gives the one of each class
+    (`data.coarse`); else the top classes of each image, or of the first `listed`.
     """
     report: dict[str, Any] = {
         "dataset": images.name,
@@ -179,13 +183,23 @@ def evaluate_images(
     if images.labels is None:
         report["predictions"] = predictions(classifier.classes, images.image_names[:listed], logits[:listed])
         return report
-    report["accuracy"] = predict.accuracy(logits, images.labels)
-    if per_class:
-        accuracies = predict.per_class(logits, images.labels)
-        report["per_class"] = dict(zip(classifier.classes, accuracies, strict=True))
-    if confusion:
-        report["confusion"] = predict.confusion(logits, images.labels)
+    report |= measures(classifier.classes, logits, images.labels, per_class, confusion)
+    if coarse is not None:
+        grouped, labels = predict.group_logits(logits, coarse), coarse[images.labels]
+        report["coarse"] = {"classes": COARSE_NAMES, **measures(COARSE_NAMES, grouped, labels, per_class, confusion)}
     return report
+
+
+def measures(
+    classes: Sequence[str], logits: Tensor, labels: Tensor, per_class: bool, confusion: bool
+) -> dict[str, Any]:
+    """Accuracy, and where asked for that of each class and the confusion matrix, of logits (N, classes)."""
+    found: dict[str, Any] = {"accuracy": predict.accuracy(logits, labels)}
+    if per_class:
+        found["per_class"] = dict(zip(classes, predict.per_class(logits, labels), strict=True))
+    if confusion:
+        found["confusion"] = predict.confusion(logits, labels)
+    return found
 
 
 def predictions(classes: list[str], names: list[str], logits: Tensor) -> list[dict[str, Any]]:

@@ -93,6 +93,13 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     return int((logits.argmax(1) == labels).sum()) / len(labels)
 
 
+def group_logits(logits: Tensor, groups: Tensor) -> Tensor:
+    """Logits (N, groups) of groups of classes, each that of its likeliest class, from the number of each class's group,
+    int64 (classes,): the likeliest group is the one of the likeliest class."""
+    count = int(groups.max()) + 1
+    return torch.stack([logits[:, groups == group].amax(1) for group in range(count)], dim=1)
+
+
 def images_evaluated(recipe: Evaluation, images: int) -> int:
     """How many views of how many images the network sees in all."""
     more = images if recipe.uncertain >= 1 else int(recipe.uncertain * images)

@@ -105,17 +105,18 @@ def plan_recipes(
     engines: Sequence[Engine],
     batch: int | None = None,
 ) -> ProfilePlan:
-    """The plan to profile one recipe, or to compare two; None names the default recipe of the device.
+    """The plan to profile one recipe, or to compare two; None names the default recipe of the device and the dataset.
 
     In a comparison `overrides` (`section.key=value`) of one side begin with `a:` or `b:`. `engines` are one for each.
     """
-    default = default_recipe(device.type)
+    images = find_images(dataset, "cifar10")
+    default = default_recipe(device.type, images.name)
     if len(names) == 1:
         recipes = [load_recipe(names[0] or default, *overrides)]
     else:
         bound = bind_overrides(overrides, SIDES)
         recipes = [load_recipe(name or default, *bound[side]) for name, side in zip(names, SIDES, strict=True)]
-    return make_plan(recipes, find_images(dataset, "cifar10"), device, engines, batch)
+    return make_plan(recipes, images, device, engines, batch)
 
 
 def plan_checkpoint(

@@ -34,8 +34,13 @@ def extended_recipe(name: str) -> str | None:
     return parent
 
 
-def default_recipe(device: str) -> str:
-    """The recipe used where none is named, by the type of the device."""
+def default_recipe(device: str, dataset: str = "cifar10") -> str:
+    """The recipe used where none is named, by the type of the device and the name of the dataset.
+
+    CIFAR-100 has recipes of its own; any other dataset gets those of CIFAR-10.
+    """
+    if dataset == "cifar100":
+        return "fast100" if device == "cuda" else "quick100"
     return "fast94" if device == "cuda" else "quick90"
 
 

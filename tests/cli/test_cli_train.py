@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
-from helpers import TINY, Call, Cli, make_folder
+from helpers import QUICK, TINY, Call, Cli, few_shapes, make_folder
+
+from fastcifar.data.store import save_dataset
 
 
 def test_a_piped_run_is_plain_lines(cli: Cli, tmp_path: Path) -> None:
@@ -34,6 +37,17 @@ def test_a_run_on_other_content_says_so(call: Call, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "not a published dataset" in done.out
     assert json.loads(Path("run/run.json").read_text())["published_dataset"] is False
+
+
+@pytest.mark.parametrize(("dataset", "recipe"), [("cifar10", "quick90"), ("cifar100", "quick100")])
+def test_the_default_recipe_is_that_of_the_dataset(dataset: str, recipe: str, call: Call) -> None:
+    save_dataset(dataclasses.replace(few_shapes(60, 20), name=dataset))
+    settings = [*QUICK, "--set", "training.batch_size=20"]
+    done = call("train", "--dataset", dataset, *settings, "--device", "cpu", "--out", "run", "--json")
+    assert done.code == 0 and done.document["recipe"] == recipe, done.err
+    profiled = call("profile", "--dataset", dataset, *settings, "--device", "cpu", "--steps", "2", "--json")
+    assert profiled.code == 0 and profiled.document["recipe"] == recipe, profiled.err
+    assert call(*TINY[:2], "--dataset", dataset, *settings, "--out", "tiny", "--json").document["recipe"] == "tiny"
 
 
 def test_a_recipe_that_does_not_parse(call: Call) -> None:

@@ -88,6 +88,26 @@ def test_an_evaluation() -> None:
     golden("eval.txt", drawn(evaluation_report(EVALUATION, ["cat", "dog", "ship"])))
 
 
+@pytest.mark.parametrize("classes", [20, 21, 100])
+def test_many_classes_are_listed_by_the_worst_and_the_best(classes: int) -> None:
+    shares = {f"class{i}": (7 * i % classes) / classes for i in range(classes)}
+    found = {**EVALUATION, "per_class": shares, "confusion": [[0] * classes] * classes}
+    lines = [line.split(maxsplit=1) for line in drawn(evaluation_report(found, list(shares))).splitlines()]
+    rows = [words for words in lines if words and (words[0].startswith("class") or words[0] == "…")]
+    if classes == 20:
+        assert rows == [[name, f"{100 * share:.2f} %"] for name, share in shares.items()]
+        return
+    ranked = sorted(shares.items(), key=lambda row: row[1])
+    expected = [[name, f"{100 * share:.2f} %"] for name, share in (*ranked[:10], *ranked[-10:])]
+    assert rows == [*expected[:10], ["…", f"{classes - 20} more, which --json has"], *expected[10:]]
+
+
+def test_of_many_classes_those_without_images_are_not_listed() -> None:
+    shares = {f"class{i}": 0.25 if i in (7, 50) else None for i in range(100)}
+    out = drawn(evaluation_report({"accuracy": 0.25, "images": 8, "tta": "none", "per_class": shares}, list(shares)))
+    assert [line.split() for line in out.splitlines()[1:]] == [["class50", "25.00", "%"], ["class7", "25.00", "%"]]
+
+
 def test_an_evaluation_of_single_images() -> None:
     probabilities = [{"class": "cat", "probability": 0.87654}, {"class": "dog", "probability": 0.1}]
     document = {"accuracy": None, "images": 1, "predictions": [{"file": "pets/tom.png", "classes": probabilities}]}

@@ -8,7 +8,7 @@ from conftest import few_shapes
 
 from fastcifar.data.dataset import Dataset
 from fastcifar.model.augment import AugmentPlan, augment
-from fastcifar.model.predict import VIEWS, accuracy, confusion, images_evaluated, infer, per_class
+from fastcifar.model.predict import VIEWS, accuracy, confusion, group_logits, images_evaluated, infer, per_class
 from fastcifar.recipes import schema
 from fastcifar.recipes.parse import load_recipe
 from fastcifar.training.step import TrainState
@@ -66,3 +66,9 @@ def test_confusion_and_per_class_count_every_image() -> None:
     assert per_class(logits, labels) == [1.0, 0.5, 0.5]
     assert per_class(logits[labels != 1], labels[labels != 1])[1] is None
     assert accuracy(logits, labels) == 0.6
+
+
+def test_the_likeliest_group_is_that_of_the_likeliest_class() -> None:
+    logits = torch.tensor([[5.0, 4.0, 4.0, 4.0], [-9.0, -8.0, -7.0, -6.0]])
+    grouped = group_logits(logits, torch.tensor([1, 0, 0, 0]))
+    assert grouped.tolist() == [[4.0, 5.0], [-6.0, -9.0]], "no sum, by which three classes would outweigh the best"

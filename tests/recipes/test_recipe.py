@@ -51,6 +51,7 @@ def test_the_recipes_of_the_design_are_there() -> None:
     assert {"hlb-first", "hlb", "hlb-3x3", "hlb-nose", "air94", "hive94", "fast94", "quick90", "tiny"} <= set(
         recipe_names()
     )
+    assert {"fast100", "quick100"} <= set(recipe_names())
 
 
 def test_overrides_apply_in_order() -> None:

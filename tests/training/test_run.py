@@ -18,7 +18,7 @@ import fastcifar
 from fastcifar.data.store import load_dataset
 from fastcifar.model.augment import AugmentPlan, augment
 from fastcifar.model.predict import accuracy
-from fastcifar.recipes.parse import default_recipe
+from fastcifar.recipes.parse import default_recipe, recipe_names
 from fastcifar.system.processors import usable_processors
 
 SHORT = ["network.widths=[8, 8, 8]", "network.head.scale=0.03", "training.epochs=2", "evaluation.views=flip"]
@@ -42,8 +42,14 @@ def test_train_says_what_it_is_judged_on(call: Call) -> None:
     assert round(done.document["accuracy"] * 300, 6).is_integer() and not done.document["published_dataset"]
 
 
-def test_the_recipe_of_a_machine_without_a_gpu() -> None:
-    assert [default_recipe(device) for device in ("cpu", "mps", "cuda")] == ["quick90", "quick90", "fast94"]
+@pytest.mark.parametrize(
+    ("dataset", "recipes"),
+    [(name, ["quick90", "quick90", "fast94"]) for name in ("cifar10", "shapes", "pets", "cifar1000")]
+    + [("cifar100", ["quick100", "quick100", "fast100"])],
+)
+def test_the_recipe_where_none_is_named(dataset: str, recipes: list[str]) -> None:
+    assert [default_recipe(device, dataset) for device in ("cpu", "mps", "cuda")] == recipes
+    assert set(recipes) <= set(recipe_names())
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:

@@ -13,6 +13,7 @@ from fastcifar.cli.display.confusion import MOST_CLASSES, most_confused
 from fastcifar.cli.display.html import Cell, Part, inline, table
 from fastcifar.cli.display.pixels import figure, figures, image
 from fastcifar.cli.display.screen import percent
+from fastcifar.data.coarse import COARSE_NAMES, coarse_labels
 from fastcifar.model import predict
 from fastcifar.stats import wilson_interval
 
@@ -48,6 +49,13 @@ def evaluation_parts(found: Evaluated) -> list[Part]:
         return unlabelled_part(found)
     matrix = predict.confusion(found.logits, found.labels)
     return [confusion_part(matrix, found.classes), class_part(matrix, found.classes), *mistakes_part(found)]
+
+
+def superclass_parts(found: Evaluated) -> list[Part]:
+    """The same of the superclasses of CIFAR-100, without the images, for images with labels."""
+    assert found.labels is not None
+    groups = coarse_labels(found.classes)
+    return evaluation_parts(Evaluated(COARSE_NAMES, predict.group_logits(found.logits, groups), groups[found.labels]))
 
 
 def confusion_part(matrix: list[list[int]], classes: Sequence[str]) -> Part:

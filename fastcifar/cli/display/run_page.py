@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastcifar.bench.records import flatten, recipe_differences
 from fastcifar.bench.results import decode
-from fastcifar.cli.display.evaluation_page import Evaluated, evaluation_parts
+from fastcifar.cli.display.evaluation_page import Evaluated, evaluation_parts, superclass_parts
 from fastcifar.cli.display.html import Cell, Part, page, paragraphs, table
 from fastcifar.cli.display.pixels import as_colours, figure, figures, image
 from fastcifar.cli.display.progress_page import accuracy_part, loss_part, rates_part, sides_part
@@ -90,7 +90,11 @@ def eval_page(result: Mapping[str, Any], checkpoint: Mapping[str, Any], evaluate
     known = result["accuracy"] is not None
     title = f"{percent(result['accuracy'])} of {where} are recognised" if known else f"What {where} were taken for"
     subtitle = f"{result['checkpoint']}, test-time augmentation: {result['tta']}, on {result['device']}."
-    parts = [*evaluation_parts(evaluated), *filters_part(checkpoint["weights"])]
+    parts = evaluation_parts(evaluated)
+    if "coarse" in result:
+        subtitle += f" The superclass is right of {percent(result['coarse']['accuracy'])}."
+        parts += superclass_parts(evaluated)
+    parts += filters_part(checkpoint["weights"])
     parts.append(recipe_part(stored_recipe(checkpoint["recipe"], str(result["checkpoint"]))))
     if checkpoint.get("metrics"):
         parts.append(machine_part(checkpoint["metrics"], checkpoint))

@@ -21,6 +21,7 @@ from fastcifar.cli.display.confusion import MOST_CLASSES, most_confused
 BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-~=+*#"  # from low to high
 SHADES, ASCII_SHADES = " ░▒▓█", " .:*#"  # from light to dark
 WORST_LISTED = 15  # pairs of classes, where there are too many for a matrix
+ANY_WIDTH = 10_000  # characters, more than any matrix takes
 FAINTEST = 0.08  # depth of a background below which it would be black alone
 RIGHT, WRONG = (0, 114, 178), (213, 94, 0)  # blue and vermilion of Okabe and Ito, which the colour-blind tell apart
 
@@ -39,16 +40,18 @@ def sparkline(values: Sequence[float], width: int, ascii_only: bool = False) -> 
 class ShadedConfusion:
     """A confusion matrix for a terminal: a row for each true class, a column for each predicted one, numbered as the
     rows are. The share of its class stands behind each count as a colour, or beside each mistake as a shade; of many
-    classes the pairs confused most are listed."""
+    classes, or of more than the width takes, the pairs confused most are listed."""
 
     matrix: list[list[int]]
     classes: list[str]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[RenderableType]:
-        if len(self.classes) > MOST_CLASSES:
-            yield self.worst()
-        else:
-            yield self.table(console.color_system is not None, ASCII_SHADES if options.ascii_only else SHADES)
+        if len(self.classes) <= MOST_CLASSES:
+            matrix = self.table(console.color_system is not None, ASCII_SHADES if options.ascii_only else SHADES)
+            if console.measure(matrix, options=options.update(max_width=ANY_WIDTH)).maximum <= options.max_width:
+                yield matrix
+                return
+        yield self.worst()
 
     def worst(self) -> Table:
         """The pairs of classes confused most."""

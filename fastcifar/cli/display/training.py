@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from fastcifar.cli.display.confusion import MOST_CLASSES
 from fastcifar.cli.display.screen import Screen, View, duration, facts, percent, size
 from fastcifar.cli.display.shades import ShadedConfusion, sparkline
 
@@ -171,18 +172,34 @@ def summary_from_document(document: dict[str, Any]) -> Table:
 
 
 def evaluation_report(found: dict[str, Any], classes: list[str]) -> RenderableType:
-    """The accuracy, and the parts that the document of `eval --json` has besides."""
+    """The accuracy, and the parts that the document of `eval --json` has besides: of the superclasses, where it has
+    those, in place of the classes."""
     parts: list[RenderableType] = []
     if found["accuracy"] is not None:
         views = f"test-time augmentation: {found['tta']}"
-        parts.append(facts([("accuracy", f"{percent(found['accuracy'])} of {found['images']:,} images ({views})")]))
-    if "per_class" in found:
-        parts.append(facts((name, percent(value) or "no images") for name, value in found["per_class"].items()))
-    if "confusion" in found:
-        parts.append(ShadedConfusion(found["confusion"], classes))
+        rows = [("accuracy", f"{percent(found['accuracy'])} of {found['images']:,} images ({views})")]
+        if "coarse" in found:
+            rows.append(("superclass", f"{percent(found['coarse']['accuracy'])}, that of the likeliest class"))
+        parts.append(facts(rows))
+    shown = found.get("coarse", {"classes": classes, **found})
+    if "per_class" in shown:
+        parts.append(facts(per_class_rows(shown["per_class"])))
+    if "confusion" in shown:
+        parts.append(ShadedConfusion(shown["confusion"], shown["classes"]))
     for prediction in found.get("predictions", ()):
         likely = ", ".join(f"{item['class']} {100 * item['probability']:.1f} %" for item in prediction["classes"])
         parts.append(Text(f"{prediction['file']}: {likely}"))
     if more := found["images"] - len(found.get("predictions", ())) if found["accuracy"] is None else 0:
         parts.append(Text(f"and {more:,} more images: --csv FILE writes a row for each."))
     return Group(*parts)
+
+
+def per_class_rows(accuracies: Mapping[str, float | None]) -> list[tuple[str, str]]:
+    """The accuracy of each class; of many classes, of those with images, that of the worst and the best alone."""
+    if len(accuracies) <= MOST_CLASSES:
+        return [(name, percent(value) or "no images") for name, value in accuracies.items()]
+    ranked = sorted((value, name) for name, value in accuracies.items() if value is not None)
+    rows = [(name, percent(value)) for value, name in ranked]
+    if (left_out := len(rows) - MOST_CLASSES) > 0:
+        rows[MOST_CLASSES // 2 : -MOST_CLASSES // 2] = [("…", f"{left_out} more, which --json has")]
+    return rows
