@@ -129,7 +129,7 @@ def count_ops(target: ProfileTarget) -> tuple[dict[OpScope, OpCost], dict[str, l
     one_thread = torch.autograd.set_multithreading_enabled(False)
     try:
         with one_thread, run_uncompiled(), annotate_layers(target.network), counter:
-            target.run()
+            (target.run_uncaptured or target.run)()  # a replayed graph calls no operators
     finally:
         for hook in hooks:
             hook.remove()

@@ -53,7 +53,7 @@ class Layer:
     activation_bytes: int  # kept for the backward pass
     tflops: float  # TFLOP/s
     gb_per_s: float
-    bound: str  # arithmetic, memory or launches
+    bound: str  # arithmetic, memory or launches, of which a replayed graph has one for all layers
     roofline_share: float
 
 
@@ -161,7 +161,7 @@ def summarize_layer(name: str, recording: Recording, index: LayerIndex, table: B
         activation_bytes=recording.memory.activations.get(module, 0),
         tflops=flops / passes_ms / 1e9 if passes_ms else 0.0,
         gb_per_s=size / passes_ms / 1e6 if passes_ms else 0.0,
-        bound=recording.roofline.bound(flops, size, kernels),
+        bound=recording.roofline.bound(flops, size, kernels if recording.target.run_uncaptured is None else 0),
         roofline_share=recording.roofline.share(flops, size, passes_ms),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from profiling_helpers import layer_of, profile_network, small_target
 from torch import Tensor, nn
@@ -27,6 +29,13 @@ def test_flops_are_the_flop_counters_for_every_layer(name: str) -> None:
     costs, _ = count_ops(target)
     updates = sum(cost.flops for (phase, _), cost in costs.items() if phase == "optimizer")
     assert sum(layer.flops for layer in result.layers) + updates == counter.get_total_flops()
+
+
+def test_a_replayed_graph_is_counted_by_its_step_not_captured() -> None:
+    target = small_target("tiny")
+    replayed = replace(target, run=lambda: None, run_uncaptured=target.run)
+    assert count_ops(replayed) == count_ops(target)
+    assert count_ops(target)[0] and count_ops(target)[1]
 
 
 class Repeated(nn.Module):

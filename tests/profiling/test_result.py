@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from profiling_helpers import assert_adds_up, fixed_document, fixed_recording, layer_of, small_target
 
@@ -25,6 +27,12 @@ def test_the_figures_of_a_layer() -> None:
     assert conv.roofline_share == pytest.approx(0.006291456 / (1.05 * 0.082))
     assert conv.activation_bytes == 786_432
     assert layer_of(result, "network.self").forward_ms == pytest.approx(1.05 * 0.005)
+
+
+def test_no_launches_bound_a_layer_of_a_replayed_graph() -> None:
+    recording = fixed_recording()
+    graph = replace(recording, target=replace(recording.target, run_uncaptured=recording.target.run))
+    assert layer_of(summarize(graph), "conv").bound == "memory"
 
 
 def test_the_figures_of_the_step() -> None:
