@@ -12,7 +12,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 # Kinds of files that may come to stand in any folder of the package.
-FURTHER = ("recipes/air94.md", "recipes/evidence/air94.jsonl", "recipes/evidence/air94.csv", "recipes/evidence/summary.json", "training/sgd.cpp")
+FURTHER = (
+    "recipes/air94.md",
+    "recipes/evidence/air94.jsonl",
+    "recipes/evidence/air94.csv",
+    "recipes/evidence/summary.json",
+    "training/sgd.cpp",
+)
 
 
 def test_a_wheel_holds_every_file(tmp_path: Path) -> None:
