@@ -83,6 +83,11 @@ def test_the_page_has_both(call: Call, run: Path, folder: Path) -> None:
     assert sum("recognised least often" in heading for heading in headings) == 2
     drawings = [svg["aria-label"] for svg in page.all("svg") if "aria-label" in svg]
     assert drawings == ["accuracy by class", "confusion matrix", "accuracy by class"], "20 superclasses make a matrix"
+    tips = {words for tag, words in page.texts if tag == "title"}
+    for name, row in zip(COARSE_NAMES, done.document["coarse"]["confusion"], strict=True):
+        for other, count in zip(COARSE_NAMES, row, strict=True):
+            share = f"{count:,} of {sum(row):,} images ({100 * count / max(1, sum(row)):.1f} %)"
+            assert f"{name} taken for {other}: {share}" in tips
 
 
 def test_images_without_labels_have_no_accuracy(call: Call, run: Path, folder: Path) -> None:
