@@ -67,6 +67,6 @@ def test_many_classes_are_listed_by_their_worst_pairs(classes: int) -> None:
     assert len(lines) == (3 + 15 + 1 if listed else 3 + 20 + 1)
 
 
-@pytest.mark.parametrize(("width", "listed"), [(30, False), (29, False), (28, True), (10, True)])
+@pytest.mark.parametrize(("width", "listed"), [(80, False), (28, False), (27, True)])
 def test_a_matrix_that_is_too_wide_is_listed_by_its_worst_pairs(width: int, listed: bool) -> None:
-    assert ("taken for" in drawn(ShadedConfusion(MATRIX, CLASSES), width=width)) == listed
+    assert ("share" in drawn(ShadedConfusion(MATRIX, CLASSES), width=width)) == listed
