@@ -217,10 +217,10 @@ function preparePlot(svg) {
   let frame = null; // of what a mouse chooses; a finger moves the picture
   svg.addEventListener("pointerdown", (event) => {
     const mouse = event.pointerType === "mouse";
-    if (mouse ? event.button !== 0 : !svg.classList.contains("zoomed")) return; // a finger scrolls the page
+    if (mouse && event.button !== 0) return;
     from = place(event);
     frame = mouse ? drawn(svg, "rect", { class: "select" }) : null;
-    if (!mouse) return;
+    if (!mouse) return; // unless the plot is enlarged, the browser takes a finger for its own scrolling
     event.preventDefault(); // it would select text
     svg.focus({ preventScroll: true });
   });
