@@ -59,6 +59,10 @@ def test_what_is_not_known_by_layer_is_shown_by_kernel() -> None:
     known = {**document, "layers": updated, "unattributed_ms": 0.89 * document["kernel_ms"]}
     assert "arithmetic" not in screen(known, 140), "nothing bounds the passes of a layer that took no time in them"
     assert "conv" in screen(known, 140) and "attributed to" not in screen(known, 140)
+    uncounted = [{**layer, "bound": "launches", "flops": 0, "bytes": 0} for layer in fixed_document()["layers"]]
+    shown = {**fixed_document(), "layers": uncounted}
+    assert "launches" not in screen(shown, 200), "nothing bounds a layer of which nothing was counted"
+    assert "bound by launches, " not in icicle(shown) and "bound by " in icicle(fixed_document())
     both = fixed_comparison()
     text = screen({**both, "a": unattributed(both["a"])}, 100)
     assert "a: With the graph engine" in text and "conv" not in text and "b over a" in text and "step" in text

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from fastcifar.cli.display.figures import bar, kernel_label, megabytes, ms, number, percent, shorten
 from fastcifar.cli.display.profile_comparison import comparison_report
-from fastcifar.cli.display.profile_tree import unattributed_note, whole_ms
+from fastcifar.cli.display.profile_tree import bound_of, unattributed_note, whole_ms
 from fastcifar.cli.display.screen import facts
 from fastcifar.cli.display.table import Cells, Column, column_width, fitted_table, render_cells
 
@@ -195,9 +195,9 @@ def output_cell(row: LayerRow) -> str:
 
 
 def bound_cell(row: LayerRow) -> Text:
-    """The ceiling that bounds a layer in forward and backward, where it took time there."""
-    bound = row.layer["bound"] if row.layer and row.passes_ms else ""
-    return Text(bound, BOUND_COLORS.get(bound, ""))
+    """The ceiling that bounds a layer in forward and backward, where that is known."""
+    bound = bound_of(row.layer) if row.layer else "plain"
+    return Text("" if bound == "plain" else bound, BOUND_COLORS.get(bound, ""))
 
 
 def nonzero(value: float, render: Callable[[float], str]) -> str:

@@ -108,13 +108,19 @@ def unattributed_note(document: Record) -> str:
 
 def layer_box(name: str, items: list[Record], layer: Record | None, phase: str, whole: float) -> Box:
     """One layer in one phase, with its kernels; `whole` in milliseconds."""
-    bounded = layer is not None and phase in ("forward", "backward")  # what bounds a layer is known of these alone
-    bound = layer["bound"] if layer is not None and bounded else "plain"
+    bound = bound_of(layer) if layer is not None and phase in ("forward", "backward") else "plain"
     below = [kernel_box(item, bound, whole) for item in items]
     below.sort(key=lambda box: -box.ms)
     time = sum(box.ms for box in below)
     full = name if name == phase else f"{name}, {phase}"
     return Box(name, time, bound, [headline(full, time, whole), *layer_lines(layer, phase)], below)
+
+
+def bound_of(layer: Record) -> str:
+    """What bounds a layer in forward and backward, a key of `BOUNDS`: "plain" where it took no time there, or where
+    none of its operations and bytes were counted."""
+    known = (layer["flops"] or layer["bytes"]) and layer["forward_ms"] + layer["backward_ms"]
+    return str(layer["bound"]) if known else "plain"
 
 
 def kernel_box(item: Record, bound: str, whole: float) -> Box:
@@ -144,10 +150,12 @@ def layer_lines(layer: Record | None, phase: str) -> list[str]:
     if phase not in ("forward", "backward"):
         return lines
     flops, size = (layer.get(f"{phase}_{cost}") for cost in ("flops", "bytes"))
-    if flops is not None and size is not None:  # documents of earlier versions have the sum alone
+    if flops is not None and size:  # documents of earlier versions have the sum alone
         lines.append(f"{phase}: {number(flops / 1e9)} GFLOP, {megabytes(size)} MB")
+    if (bound := bound_of(layer)) == "plain":
+        return lines
     both = f"both directions: {number(layer['tflops'])} TFLOP/s, {number(layer['gb_per_s'])} GB/s"
-    return [*lines, both, f"{BOUNDS[layer['bound']]}, {percent(layer['roofline_share'], 0)} of the roofline"]
+    return [*lines, both, f"{BOUNDS[bound]}, {percent(layer['roofline_share'], 0)} of the roofline"]
 
 
 def fold(boxes: list[Box], least: float) -> list[Box]:
