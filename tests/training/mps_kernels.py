@@ -1,6 +1,6 @@
 """The operators that a run of each recipe launches, and which of them have a kernel for Apple GPUs, by PyTorch's table.
 
-    python tests/training/mps_kernels.py torch-2.11.0-….whl torch-2.14.1-….whl
+    PYTHONPATH=.:tests python tests/training/mps_kernels.py torch-2.11.0-….whl torch-2.14.1-….whl
 
 writes mps_kernels.json beside this file: for each release (a wheel of any platform holds the table) and each of our
 operators what runs it on an Apple GPU: `MPS` a kernel of its own, `composite` other operators, null nothing. It adds
