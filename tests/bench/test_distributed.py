@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from bench_helpers import SMALL, finished, header, lines_of, run, torchrun
+from bench_helpers import SMALL, header, kill_second_rank, lines_of, run, torchrun
 from conftest import Call
 
 from fastcifar.bench.distributed import Ranks, earlier_files, first_host, here
@@ -27,10 +25,7 @@ def test_two_ranks_share_the_seeds_and_one_is_killed(tmp_path: Path) -> None:
     arguments = ["-m", "fastcifar", "bench", "tiny", *SMALL, "--runs", "8", "--out", "r.jsonl", "--json"]
     process = torchrun(tmp_path, "--max-restarts", "2", *arguments)
     second = tmp_path / "r.rank1.jsonl"
-    while finished(second) < 1 and process.poll() is None:
-        time.sleep(0.02)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    kill_second_rank(process, second)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     document = json.loads(out)

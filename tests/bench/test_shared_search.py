@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_helpers import finished, lines_of, torchrun
+from bench_helpers import finished, kill_second_rank, lines_of, torchrun
 from conftest import Call
 from search_helpers import WORLD, imagined, prepared, simulate
 from torch.distributed import HashStore
@@ -144,10 +143,7 @@ def test_two_ranks_search_one_is_killed_and_others_go_on(call: Call, tmp_path: P
     arguments = ["-m", "fastcifar", *SEARCH, *minutes(24), "--html", "s.html"]
     process = torchrun(tmp_path, "--max-restarts", "2", *arguments)
     second = tmp_path / "s.rank1.jsonl"
-    while finished(second) < 1 and process.poll() is None:
-        time.sleep(0.02)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
-    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    kill_second_rank(process, second)
     before = results(tmp_path)
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from fastcifar.model.kernels.build import new
-from fastcifar.model.kernels.triton_operators import define
+from fastcifar.model.kernels.triton_operators import define, sums_traffic
 
 MULTIPLE = 32  # of channels that cuDNN is fast with
 LENGTH = 256  # numbers of a filter at most, whose gradient is one tile of the tensor cores
@@ -202,11 +202,6 @@ def filter_sum(parts: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def filter_sum_traffic(arguments: tuple[Any, ...], out: Tensor) -> int:
-    """The parts and the gradient: of the filters only shape and type are read."""
-    return int(arguments[0].nbytes) + out.nbytes
-
-
 PAD_FILTERS = define(
     "triton_pad_filters(Tensor weight, int channels) -> Tensor",
     pad_filters,
@@ -228,7 +223,7 @@ FILTER_SUM = define(
     "triton_convolution_filter_sum(Tensor parts, Tensor weight) -> Tensor",
     filter_sum,
     filter_sum_outputs,
-    filter_sum_traffic,
+    sums_traffic,
 )
 
 

@@ -50,6 +50,11 @@ def define(
     return operator
 
 
+def sums_traffic(arguments: tuple[Any, ...], out: Tensor) -> int:
+    """The traffic of an operator that reads its first argument alone: of the others it takes shapes and types."""
+    return int(arguments[0].nbytes) + out.nbytes
+
+
 def runs_on(device: torch.device) -> bool:
     """Whether the kernels can run there: on CUDA, or on the CPU where kernels are interpreted."""
     return device.type == "cuda" or (INTERPRETED and device.type == "cpu")

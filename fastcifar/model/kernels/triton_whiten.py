@@ -21,7 +21,7 @@ from fastcifar.model.kernels.build import Fused, new
 from fastcifar.model.kernels.convolution import is_same_3x3
 from fastcifar.model.kernels.triton_activations import DEFINITIONS, activate, kind_of, slope
 from fastcifar.model.kernels.triton_convolution import PaddedConv2d, padded_channels
-from fastcifar.model.kernels.triton_operators import DTYPES, MOST_NUMBERS, define, supported
+from fastcifar.model.kernels.triton_operators import DTYPES, MOST_NUMBERS, define, sums_traffic, supported
 from fastcifar.model.network import ConvGroup, Network
 
 LARGEST_KERNEL = 3  # pixels
@@ -220,11 +220,6 @@ def bias_shapes(sums: Tensor, bias: Tensor) -> Tensor:
     return torch.empty_like(bias)
 
 
-def bias_traffic(arguments: tuple[Any, ...], out: Tensor) -> int:
-    """The sums and the gradient: of the bias only the type is read."""
-    return int(arguments[0].nbytes) + out.nbytes
-
-
 FORWARD = define(
     "triton_whiten(Tensor images, Tensor filters, Tensor? bias, int padding, int width, str kind) -> Tensor",
     launch,
@@ -236,7 +231,7 @@ BACKWARD = define(
     launch_backward,
     backward_shapes,
 )
-BIAS = define("triton_whiten_bias(Tensor sums, Tensor bias) -> Tensor", launch_bias, bias_shapes, bias_traffic)
+BIAS = define("triton_whiten_bias(Tensor sums, Tensor bias) -> Tensor", launch_bias, bias_shapes, sums_traffic)
 
 
 class Whitening(torch.autograd.Function):
