@@ -81,17 +81,19 @@ class SqueezeExcite(nn.Module):
 class ConvGroup(nn.Module):
     """Convolution, pooling by 2, norm, activation; then further convolutions with norm and activation.
 
-    Pooling stands before norm and activation, which then run on a quarter of the pixels.
+    Pooling stands before norm and activation, which then run on a quarter of the pixels. Three convolutions, the last
+    two around a bottleneck and their input added to what they give, are the group of NAVIER-STOKED
+    (https://github.com/AIDDA-Institute/CIFAR-100-speedrun).
     """
 
-    def __init__(self, inputs: int, width: int, kernels: Sequence[int], recipe: NetworkRecipe) -> None:
+    def __init__(self, inputs: int, channels: Sequence[int], kernels: Sequence[int], recipe: NetworkRecipe) -> None:
         super().__init__()
         self.convs = len(kernels)
         self.residual = recipe.residual
         self.squeeze_excite: SqueezeExcite | None = None
-        for i, kernel in enumerate(kernels, start=1):
-            channels = inputs if i == 1 else width
-            self.add_module(f"conv{i}", nn.Conv2d(channels, width, kernel, padding=padding(kernel), bias=False))
+        for i, (width, kernel) in enumerate(zip(channels, kernels, strict=True), start=1):
+            self.add_module(f"conv{i}", nn.Conv2d(inputs, width, kernel, padding=padding(kernel), bias=False))
+            inputs = width
             if i == 1:
                 self.pool = nn.MaxPool2d(2)
             if i == self.convs > 1 and recipe.squeeze_excite:
@@ -188,10 +190,9 @@ class Network(nn.Module):
             width = recipe.project
         else:
             self.act = ACTIVATIONS[whiten.activation]()
-        for i, (inputs, outputs, kernels) in enumerate(
-            zip((width, *recipe.widths), recipe.widths, recipe.kernel_sizes(), strict=False), start=1
-        ):
-            self.add_module(f"group{i}", ConvGroup(inputs, outputs, kernels, recipe))
+        for i, kernels in enumerate(recipe.kernel_sizes()):
+            self.add_module(f"group{i + 1}", ConvGroup(width, recipe.channels(i), kernels, recipe))
+            width = recipe.widths[i]
         self.groups = len(recipe.widths)
         self.pool = POOLS[recipe.pool]()
         self.head = Head(recipe.widths[-1], classes, recipe.head.scale)

@@ -315,6 +315,16 @@ def _check_whole(recipe: Recipe, where: str) -> None:
             f"In {where}, 'network.kernels' must name one kernel size for each of 'network.convs', for example "
             f"{example}, or be empty."
         )
+    if network.bottlenecks and len(network.bottlenecks) != len(network.widths):
+        raise UsageError(
+            f"In {where}, 'network.bottlenecks' must name one number of channels for each of 'network.widths', for "
+            f"example {list(network.widths)}, or be empty."
+        )
+    if network.bottlenecks and all(convs < 3 for convs in network.convs):
+        raise UsageError(
+            f"In {where}, 'network.bottlenecks' needs a group of at least 3 convolutions in 'network.convs': it lies "
+            "between those behind the first."
+        )
     if network.residual and any(shrinkage(size) for sizes in network.kernels for size in sizes[1:]):
         raise UsageError(
             f"In {where}, 'network.residual' needs odd 'network.kernels' behind the first of a group: even ones shrink "

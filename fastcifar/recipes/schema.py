@@ -100,7 +100,9 @@ class Network:
     convs: tuple[Annotated[int, Range(1, 16)], ...] = (2, 2, 2)  # convolutions in each conv group
     # Kernel size of each convolution, a list for each group; none: 3 everywhere. Even ones shrink the map by a pixel.
     kernels: tuple[tuple[Annotated[int, Range(1, 5)], ...], ...] = ()
-    residual: bool = False  # add the input of a group's second convolution to its output
+    # Bottleneck: channels between the convolutions behind a group's first, for each group; none: as wide as the group.
+    bottlenecks: tuple[Annotated[int, Range(1, 8192)], ...] = ()
+    residual: bool = False  # add the input of a group's second convolution to the output of its last
     squeeze_excite: Annotated[int, Range(0, 1024)] = (
         0  # reduction ratio, in groups of two or more convolutions; 0: none
     )
@@ -121,6 +123,12 @@ class Network:
     def kernel_sizes(self) -> tuple[tuple[int, ...], ...]:
         """The kernel size of each convolution, group by group."""
         return self.kernels or tuple((3,) * convs for convs in self.convs)
+
+    def channels(self, group: int) -> tuple[int, ...]:
+        """What each convolution of a group (the first is 0) gives: the group's width, its bottleneck between."""
+        width, convs = self.widths[group], self.convs[group]
+        inner = self.bottlenecks[group] if self.bottlenecks else width
+        return (width, *(inner,) * (convs - 2), width)[:convs]
 
 
 def padding(kernel: int) -> int:

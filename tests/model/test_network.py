@@ -16,7 +16,10 @@ from fastcifar.recipes.schema import Norm
 from fastcifar.training.flops import count_flops, image_flops
 
 ALL = recipe_names()
-CHEAP_EARLY = ("network.kernels=[[3, 1], [3, 1], [2, 3]]", "network.pool=max_mean")  # as NAVIER's for CIFAR-100
+CHEAP_EARLY = (  # the groups of NAVIER-STOKED for CIFAR-100
+    *("network.convs=[3, 3, 3]", "network.kernels=[[3, 1, 1], [3, 3, 1], [2, 3, 3]]", "network.residual=true"),
+    *("network.bottlenecks=[32, 96, 64]", "network.pool=max_mean"),
+)
 
 
 def network_of(name: str, *overrides: str, seed: int = 0) -> Network:
@@ -109,19 +112,25 @@ def cheap_early(images: Tensor, weights: dict[str, Tensor]) -> Tensor:
         return (x - mean) / torch.sqrt(var + 1e-12) + weights[f"{name}.bias"][:, None, None]
 
     x = F.gelu(F.conv2d(images, weights["whiten.weight"], weights["whiten.bias"]))
-    for group, (first, second) in {"group1": (1, 0), "group2": (1, 0), "group3": (0, 1)}.items():
+    for group, (first, second, third) in {"group1": (1, 0, 0), "group2": (1, 1, 0), "group3": (0, 1, 1)}.items():
         x = F.max_pool2d(F.conv2d(x, weights[f"{group}.conv1.weight"], padding=first), 2)
         x = F.gelu(norm(x, f"{group}.norm1"))
-        x = F.conv2d(x, weights[f"{group}.conv2.weight"], padding=second)
-        x = F.gelu(norm(x, f"{group}.norm2"))
+        y = F.conv2d(x, weights[f"{group}.conv2.weight"], padding=second)
+        y = F.gelu(norm(y, f"{group}.norm2"))
+        y = F.conv2d(y, weights[f"{group}.conv3.weight"], padding=third)
+        x = x + F.gelu(norm(y, f"{group}.norm3"))
     pooled = x.flatten(2).max(2).values + x.flatten(2).mean(2)
     return pooled @ weights["head.weight"].T / pooled.size(1)
 
 
-def test_kernel_sizes_and_pooling_are_those_written_out() -> None:
+def test_kernel_sizes_bottlenecks_and_pooling_are_those_written_out() -> None:
     network = network_of("quick90", *CHEAP_EARLY).double()
-    shapes = [tuple(p.shape[2:]) for name, p in network.named_parameters() if "conv" in name]
-    assert shapes == [(3, 3), (1, 1), (3, 3), (1, 1), (2, 2), (3, 3)]
+    shapes = [tuple(p.shape) for name, p in network.named_parameters() if "conv" in name]
+    assert shapes == [
+        *((32, 24, 3, 3), (32, 32, 1, 1), (32, 32, 1, 1)),
+        *((128, 32, 3, 3), (96, 128, 3, 3), (128, 96, 1, 1)),
+        *((128, 128, 2, 2), (64, 128, 3, 3), (128, 64, 3, 3)),
+    ]
     generator = torch.Generator().manual_seed(0)
     network.set_whitening([torch.randn(50, 3, 32, 32, generator=generator)])
     images = torch.randn(4, 3, 27, 27, generator=generator).double()
@@ -180,7 +189,7 @@ def test_all_convolutions_of_groups_and_no_others_begin_as_dirac_filters() -> No
         network_of("tiny", *settings, f"network.dirac={on}").state_dict() for on in ("true", "false")
     )
     changed = {key.removesuffix(".weight") for key in with_dirac if not with_dirac[key].equal(without[key])}
-    assert changed == {f"group{i}.conv{j}" for i in (1, 2, 3) for j in (1, 2)}
+    assert changed == {f"group{i}.conv{j}" for i in (1, 2, 3) for j in (1, 2, 3)}
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:

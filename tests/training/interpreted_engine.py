@@ -31,7 +31,7 @@ def dataset() -> Dataset:
     ("name", "further"),
     [
         ("tiny", []),
-        ("tiny", ["network.kernels=[[3, 1], [1, 3], [2, 3]]", "network.pool=max_mean"]),
+        ("tiny", ["network.convs=[3, 2, 2]", "network.kernels=[[3, 1, 1], [1, 3], [2, 3]]", "network.pool=max_mean"]),
         ("hive94", [GROWING]),
         ("hlb", ["network.project=8", "ema.every=1"]),
     ],

@@ -19,6 +19,7 @@ from fastcifar.training.step import TrainState, train_step
 
 CPU = torch.device("cpu")
 SMALL = ["network.widths=[8, 16, 24]", "training.epochs=2", "training.batch_size=32", "network.whiten.images=100"]
+RESIDUAL = ["network.residual=true", "network.bottlenecks=[8, 8, 16]"]
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,7 @@ def dataset() -> Dataset:
         ("tiny", []),
         ("tiny", ["network.norm.ghost=16"]),
         ("tiny", ["network.kernels=[[3, 1], [1, 3], [2, 3]]", "network.pool=max_mean"]),
+        ("quick100", ["network.convs=[3, 3, 3]", "network.kernels=[[3, 1, 1], [3, 3, 1], [2, 3, 3]]", *RESIDUAL]),
         ("hive94", ["data.resolution=[[0, 24], [0.5, 24], [0.5, 32]]"]),
         ("hlb", ["network.project=8", "ema.every=2"]),
     ],

@@ -68,7 +68,7 @@ def group_of(channels: int, activation: str, momentum: float = 0.4) -> ConvGroup
     """A group of one convolution with a bias that is not zero and running statistics that are not their first."""
     norm = Norm(momentum=momentum, eps=1e-12)
     recipe = NetworkRecipe(widths=(channels,), convs=(1,), activation=activation, norm=norm)  # type: ignore[arg-type]
-    group = ConvGroup(3, channels, (3,), recipe)
+    group = ConvGroup(3, (channels,), (3,), recipe)
     with torch.no_grad():
         group.norm1.bias.copy_(torch.linspace(-1, 1, channels))
         group.norm1.running_mean.copy_(torch.linspace(1, -1, channels))
@@ -254,6 +254,7 @@ NETWORKS = (
     ("air94", ()),
     ("hive94", ()),
     ("air94", ("network.kernels=[[3, 1], [1, 3], [2, 3]]", "network.pool=max_mean")),
+    ("hive94", ("network.convs=[3, 3, 3]", "network.bottlenecks=[8, 8, 8]", "network.residual=true")),
     ("hlb", ("network.project=8", "network.convs=[3, 1, 2]")),
     ("hlb-first", ("network.project=8", "network.norm.ghost=0", "network.convs=[2, 1, 2]")),
 )
@@ -326,8 +327,12 @@ def test_only_plain_layers_are_replaced() -> None:
         """Might do anything with its layers."""
 
     recipe = NetworkRecipe(widths=(8,), convs=(1,))
-    mine, average, tanh = Mine(8, 8, (3,), recipe), ConvGroup(8, 8, (3,), recipe), ConvGroup(8, 8, (3,), recipe)
-    ghostly = ConvGroup(8, 8, (3,), NetworkRecipe(norm=Norm(ghost=2)))
+    mine, average, tanh = (
+        Mine(8, (8,), (3,), recipe),
+        ConvGroup(8, (8,), (3,), recipe),
+        ConvGroup(8, (8,), (3,), recipe),
+    )
+    ghostly = ConvGroup(8, (8,), (3,), NetworkRecipe(norm=Norm(ghost=2)))
     average.pool = nn.AvgPool2d(2)  # type: ignore[assignment]
     tanh.act1 = nn.GELU("tanh")
     others = nn.Sequential(nn.CELU(0.5), nn.ReLU(), nn.BatchNorm2d(8))

@@ -114,7 +114,7 @@ def test_the_layer_takes_whatever_a_convolution_takes() -> None:
 
 def test_what_the_kernels_cannot_do_is_pytorchs() -> None:
     """Nothing, single lines, other channels: what PyTorch answers, or its error."""
-    group = ConvGroup(8, 8, (3,), NetworkRecipe(widths=(8,), convs=(1,)))
+    group = ConvGroup(8, (8,), (3,), NetworkRecipe(widths=(8,), convs=(1,)))
     fast = copy.deepcopy(group)
     install(fast)
     pointwise.install(fast)

@@ -40,7 +40,7 @@ def test_activations_are_pytorchs(kind: int, definition: Callable[[Tensor], Tens
 @pytest.mark.parametrize("shape", [(2, 8, 1, 1), (5, 24, 7, 7), (3, 40, 9, 4)])
 def test_norm_and_activation_in_one(shape: tuple[int, ...], activation: str, threads: int) -> None:
     sections = NetworkRecipe(widths=(shape[1],), convs=(1,), activation=activation)  # type: ignore[arg-type]
-    plain = ConvGroup(3, shape[1], (3,), sections)
+    plain = ConvGroup(3, (shape[1],), (3,), sections)
     with torch.no_grad():
         plain.norm1.bias.copy_(torch.linspace(-1, 1, shape[1]))  # type: ignore[operator, union-attr]
     fused, exact = copy.deepcopy(plain), copy.deepcopy(plain).double()
@@ -78,7 +78,7 @@ def test_only_plain_layers_are_replaced() -> None:
     assert [type(layer) for layer in layers] == [pointwise.FastGelu, nn.GELU, nn.MaxPool2d]
     for x in (torch.randn(2, 3, 8, 8), torch.randn(2, 8, 8, 8), torch.randn(2, 8, 8, 8).double()):
         torch.testing.assert_close(layers[0](x), F.gelu(x), atol=1e-6, rtol=1e-6)
-    ghostly = ConvGroup(8, 8, (3, 3), NetworkRecipe(norm=Norm(ghost=2), activation="celu"))
+    ghostly = ConvGroup(8, (8, 8), (3, 3), NetworkRecipe(norm=Norm(ghost=2), activation="celu"))
     pointwise.install(ghostly)
     assert type(ghostly.norm1) is BatchNorm and type(ghostly.act2) is nn.CELU
 
@@ -89,9 +89,9 @@ def test_code_of_ones_own_is_left_as_it_is() -> None:
 
     recipe_of = NetworkRecipe(widths=(8,), convs=(1,))
     mine, average, tanh = (
-        Mine(8, 8, (3,), recipe_of),
-        ConvGroup(8, 8, (3,), recipe_of),
-        ConvGroup(8, 8, (3,), recipe_of),
+        Mine(8, (8,), (3,), recipe_of),
+        ConvGroup(8, (8,), (3,), recipe_of),
+        ConvGroup(8, (8,), (3,), recipe_of),
     )
     average.pool = nn.AvgPool2d(2)  # type: ignore[assignment]
     tanh.act1 = nn.GELU("tanh")

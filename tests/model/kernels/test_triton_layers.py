@@ -238,6 +238,7 @@ def test_without_a_gpu_pytorchs_operators_run() -> None:
     [
         ("air94", ()),
         ("air94", ("network.kernels=[[3, 1], [3, 1], [2, 3]]", "network.pool=max_mean")),
+        ("fast100", ()),
         ("hive94", ()),
         ("hlb", ()),
     ],

@@ -115,8 +115,11 @@ def test_steps_on_graphs_are_the_eager_ones(name: str, dataset: Dataset, log: Lo
     assert log.replays > log.captures
 
 
-def test_other_kernels_and_pooling_on_graphs(dataset: Dataset) -> None:
-    settings = ("network.kernels=[[3, 1], [3, 1], [2, 3]]", "network.pool=max_mean")
+def test_other_kernels_bottlenecks_and_pooling_on_graphs(dataset: Dataset) -> None:
+    settings = (
+        *("network.convs=[3, 2, 3]", "network.kernels=[[3, 1, 1], [3, 1], [2, 3, 3]]", "network.pool=max_mean"),
+        *("network.residual=true", "network.bottlenecks=[8, 8, 8]"),
+    )
     assert differences(shortened("fast94", dataset, *settings), dataset) == []
 
 
