@@ -3,7 +3,9 @@ the operators, their gradients, and who uses them.
 
 The method is Winograd's F(4x4, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016); the
 kernels are in `convolution.cpp`. Results differ from the definition's by a relative 1e-6 to 1e-5, gradients
-of filters by up to 5e-5. Kernels of other sizes stay PyTorch's: a matrix product is no faster than its 1x1 convolution.
+of filters by up to 5e-5. On a map of at most 2x2 pixels every output sees every pixel: there the convolution is a
+matrix product, with fewer multiplications than Winograd's and none on padding. Kernels of other sizes stay PyTorch's: a
+matrix product is no faster than its 1x1 convolution.
 """
 
 from __future__ import annotations
@@ -46,8 +48,56 @@ def run(x: Tensor, weight: Tensor, y: Tensor, chosen: Tensor | None) -> None:
     check(kernel(pointer(x), pointer(filters), pointer(y), pointer(chosen), *sizes(x, len(weight))))
 
 
+def is_tiny(x: Tensor) -> bool:
+    """Whether every output of a convolution of x (N, C, H, W) sees every pixel."""
+    return max(x.shape[2:]) <= 2
+
+
+def views(taps: Tensor, height: int, width: int) -> list[Tensor]:
+    """Of taps (3, 3, ...) those by which each output of a tiny map, row by row, sees its pixels: (H, W, ...) each."""
+    outputs = [(row, column) for row in range(height) for column in range(width)]
+    return [taps[1 - row : 1 - row + height, 1 - column : 1 - column + width] for row, column in outputs]
+
+
+def as_matrix(weight: Tensor, height: int, width: int) -> Tensor:
+    """Filters (D, C, 3, 3) as the matrix from all pixels of a tiny map to all outputs: (H W C, H W D)."""
+    seen = torch.stack(views(weight.permute(2, 3, 1, 0), height, width), dim=3)
+    return seen.reshape(height * width * weight.size(1), -1)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Maps (N, C, H, W) in channels-last memory as rows (N, H W C)."""
+    return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def as_maps(rows: Tensor, like: Tensor, channels: int) -> Tensor:
+    """Rows (N, H W C) as maps (N, C, H, W) in channels-last memory, of the size of `like`."""
+    return rows.view(len(rows), *like.shape[2:], channels).permute(0, 3, 1, 2)
+
+
+def convolve_tiny(x: Tensor, weight: Tensor) -> Tensor:
+    """See `convolve`; x is tiny."""
+    return as_maps(as_rows(x) @ as_matrix(weight, *x.shape[2:]), x, len(weight))
+
+
+def convolve_tiny_backward(x: Tensor, weight: Tensor, grad: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor]:
+    """See `convolve_backward`; x is tiny."""
+    size, inputs, outputs = x.shape[2:], x.size(1), len(weight)
+    dx = dw = x.new_empty(0)
+    if wanted[0]:
+        dx = as_maps(as_rows(grad) @ as_matrix(weight, *size).T, x, inputs)
+    if wanted[1]:
+        parts = (as_rows(x).T @ as_rows(grad)).view(*size, inputs, size.numel(), outputs).unbind(3)
+        dw = torch.zeros_like(weight, memory_format=torch.channels_last)
+        for taps, part in zip(views(dw.permute(2, 3, 1, 0), *size), parts, strict=True):
+            taps += part
+    return dx, dw
+
+
 def convolve(x: Tensor, weight: Tensor) -> Tensor:
     """x (N, C, H, W) with filters (D, C, 3, 3) and padding 1: (N, D, H, W), float32 in channels-last memory."""
+    if is_tiny(x):
+        return convolve_tiny(x.contiguous(memory_format=torch.channels_last), weight)
     y = new(x, (len(x), len(weight), *x.shape[2:]))
     run(x, weight, y, None)
     return y
@@ -66,6 +116,8 @@ def convolve_backward(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the filters, where wanted (else empty), from that of the outputs, or of the maxima."""
     x, grad = (each.contiguous(memory_format=torch.channels_last) for each in (x, grad))
+    if chosen is None and is_tiny(x):
+        return convolve_tiny_backward(x, weight, grad, wanted)
     filters = weight.permute(2, 3, 0, 1).contiguous()
     dx = torch.empty_like(x) if wanted[0] else None
     df = x.new_empty((3, 3, x.size(1), len(weight))) if wanted[1] else None

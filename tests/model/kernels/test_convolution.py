@@ -1,4 +1,4 @@
-"""The Winograd convolutions against PyTorch's, in float64."""
+"""Our convolutions against PyTorch's, in float64."""
 
 from __future__ import annotations
 
@@ -30,9 +30,12 @@ def relative(found: Tensor, exact: Tensor) -> float:
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize(
     ("images", "inputs", "outputs", "height", "width"),
-    [(1, 8, 8, 1, 1), (3, 8, 24, 2, 5), (2, 24, 8, 4, 4), (5, 16, 40, 7, 3), (9, 32, 16, 15, 15), (130, 8, 16, 3, 3)],
+    [
+        *((1, 8, 8, 1, 1), (3, 8, 24, 1, 2), (4, 16, 8, 2, 1), (7, 24, 40, 2, 2)),  # tiny: matrix products
+        *((3, 8, 24, 2, 5), (2, 24, 8, 4, 4), (5, 16, 40, 7, 3), (9, 32, 16, 15, 15), (130, 8, 16, 3, 3)),
+    ],
 )
-def test_winograd_is_the_convolution(
+def test_kernels_compute_the_convolution(
     images: int, inputs: int, outputs: int, height: int, width: int, threads: int
 ) -> None:
     generator = torch.Generator().manual_seed(images)
@@ -60,6 +63,7 @@ def test_winograd_is_the_convolution(
     assert relative(y, expected.detach()) < 1e-5
     assert relative(dx, exact[0].grad) < 1e-5
     assert relative(dw, exact[1].grad) < 5e-5
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in (y, dx, dw))
     assert torch.equal(only_x[0], dx) and not only_x[1].numel()
     assert torch.equal(only_w[1], dw) and not only_w[0].numel()
 
