@@ -1,4 +1,4 @@
-"""Orthogonalisation of filters by Newton-Schulz iterations: as they are defined, and in Gram space for a GPU."""
+"""Orthogonalisation of filters by Newton-Schulz iterations in Gram space: by shape, and in padded batches for a GPU."""
 
 from __future__ import annotations
 
@@ -52,15 +52,12 @@ def newton_schulz(x: Tensor, polynomials: Polynomials) -> Tensor:
     """
     wide = x.size(1) <= x.size(2)
     x = x if wide else x.mT
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + SMALLEST_NORM)
-    for a, b, c in polynomials:
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = in_gram_space(x / (x.norm(dim=(1, 2), keepdim=True) + SMALLEST_NORM), polynomials)
     return x if wide else x.mT.contiguous()
 
 
 def orthogonalize_padded(filters: Mapping[str, Tensor], polynomials: Polynomials) -> list[Tensor]:
-    """`orthogonalize` in float16 and in Gram space: filters of many shapes in one batch, padded by zeros."""
+    """`orthogonalize` in float16: filters of many shapes in one batch, padded by zeros."""
     names, moved = list(filters), [each.movedim(1, -1) for each in filters.values()]
     results = [torch.empty_like(each) for each in filters.values()]
     for batch in batches([(len(each), each[0].numel()) for each in moved]):
@@ -84,10 +81,11 @@ def unpadded(matrix: Tensor, moved: Tensor) -> Tensor:
 
 
 def in_gram_space(x: Tensor, polynomials: Polynomials, polynomial: Callable[..., Tensor] | None = None) -> Tensor:
-    """`newton_schulz` of normalised wide matrices (n, D, K), most of it computed on matrices (n, D, D).
+    """The iterations X <- a X + (b A + c A A) X, A = X X^T, on normalised wide matrices (n, D, K), most of it computed
+    on matrices (n, D, D).
 
-    Each iteration is X <- P X with P a polynomial of A = X X^T, hence A <- P A P, as P and A commute: the product of
-    all P comes from the first A alone, and X is read twice. A square matrix needs about as many operations as before,
+    Each is X <- P X with P a polynomial of A, hence A <- P A P, as P and A commute: the product of all P comes from the
+    first A alone, and X is read twice. A square matrix needs about as many operations as before,
     a wide one fewer. Rows and columns of zeros stay zero: there A is zero, and P is a times one.
 
     After `MOST_IN_A_ROW` polynomials A is computed anew from X, for rounding errors of A grow with each: in float16,
