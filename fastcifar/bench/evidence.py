@@ -15,7 +15,7 @@ from fastcifar.bench.code_digest import PACKAGE
 from fastcifar.bench.records import RunRecord, same_recipe
 from fastcifar.bench.report import summarize
 from fastcifar.bench.results import load
-from fastcifar.recipes.parse import load_recipe, recipe_names
+from fastcifar.recipes.parse import intended_dataset, load_recipe, recipe_names
 
 EVIDENCE = PACKAGE / "recipes" / "evidence"
 SUMMARY = "summary.json"
@@ -24,8 +24,8 @@ SUMMARY = "summary.json"
 def evidence_summary(folder: Path = EVIDENCE) -> dict[str, dict[str, Any]]:
     """Accuracy (mean, 95 % interval), runs and FLOPs by recipe, of the results files in a folder.
 
-    Only full runs count that were evaluated on the test images of a published dataset, and whose recipe is today's of
-    that name; a recipe without any has FLOPs alone. Loads torch, which counts them.
+    Only full runs count that were evaluated on the test images of the dataset that a recipe is for, as published, and
+    whose recipe is today's of that name; a recipe without any has FLOPs alone. Loads torch, which counts them.
     """
     from fastcifar.training.flops import count_flops
 
@@ -34,7 +34,8 @@ def evidence_summary(folder: Path = EVIDENCE) -> dict[str, dict[str, Any]]:
     summaries = {summary.name: summary for summary in report.recipes}
     document: dict[str, dict[str, Any]] = {}
     for name in recipe_names():
-        entry: dict[str, Any] = {"flops": count_flops(load_recipe(name)).total}
+        _, classes = intended_dataset(name)
+        entry: dict[str, Any] = {"flops": count_flops(load_recipe(name), classes).total}
         summary = summaries.get(name)
         if summary and summary.accuracy:
             ci95 = list(summary.accuracy.ci95) if summary.accuracy.ci95 else None
@@ -53,7 +54,9 @@ def evidence_runs(folder: Path) -> list[RunRecord]:
             recipe = part.header.recipes[run.name]
             if not part.header.dataset["published"] or recipe.data.holdout or run.fraction != 1:
                 continue
-            if recipe.name in known and same_recipe(recipe, load_recipe(recipe.name)):
+            if recipe.name not in known or part.header.dataset["name"] != intended_dataset(recipe.name)[0]:
+                continue
+            if same_recipe(recipe, load_recipe(recipe.name)):
                 runs.setdefault((recipe.name, run.seed), dataclasses.replace(run, name=recipe.name))
     return list(runs.values())
 

@@ -32,7 +32,7 @@ def recipes(
     else:
         described, toml = describe_recipe(name, settings or [])
         screen.result(
-            f"# {described['flops']:.4g} FLOPs on CIFAR-10, {described['optimizer_flops']:.3g} more in the optimizer; "
+            f"# {described['flops']:.4g} FLOPs on {described['dataset']}, {described['optimizer_flops']:.3g} more in the optimizer; "
             f"{described['parameters']:,} trained parameters.\n{toml}".rstrip(),
             described,
         )
@@ -42,13 +42,14 @@ def list_recipes() -> list[dict[str, Any]]:
     """The built-in recipes with the results in their evidence, and the time expected on this machine; None where there
     are none. Without torch."""
     from fastcifar.bench.rates import expected_time, kept_rates
-    from fastcifar.recipes.parse import load_recipe, recipe_names, stored_evidence
+    from fastcifar.recipes.parse import intended_dataset, load_recipe, recipe_names, stored_evidence
 
     evidence, rates = stored_evidence(), kept_rates()
     return [
         {
             "name": name,
             "summary": load_recipe(name).summary,
+            "dataset": intended_dataset(name)[0],
             **{key: evidence.get(name, {}).get(key) for key in ("flops", "accuracy", "ci95", "runs")},
             "expected": expected_time(name, evidence.get(name, {}).get("flops"), rates),
         }
@@ -57,19 +58,21 @@ def list_recipes() -> list[dict[str, Any]]:
 
 
 def describe_recipe(name: str, settings: list[str]) -> tuple[dict[str, Any], str]:
-    """The JSON document of one recipe on CIFAR-10, and the recipe as TOML."""
-    from fastcifar.recipes.parse import load_recipe, recipe_to_dict, recipe_to_toml
+    """The JSON document of one recipe on the dataset that it is for, and the recipe as TOML."""
+    from fastcifar.recipes.parse import intended_dataset, load_recipe, recipe_to_dict, recipe_to_toml
     from fastcifar.training.flops import count_flops, optimizer_flops
 
     recipe = load_recipe(name, *settings)
-    flops = count_flops(recipe)
+    dataset, classes = intended_dataset(recipe.name)
+    flops = count_flops(recipe, classes)
     described = {
         **document("recipes"),
         "name": recipe.name,
         "summary": recipe.summary,
         "recipe": recipe_to_dict(recipe),
+        "dataset": dataset,
         "flops": flops.total,
-        "optimizer_flops": optimizer_flops(recipe),
+        "optimizer_flops": optimizer_flops(recipe, classes),
         "parameters": flops.parameters,
     }
     return described, recipe_to_toml(recipe)

@@ -28,6 +28,10 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
+DEFAULTS = {"cifar10": ("fast94", "quick90"), "cifar100": ("fast100", "quick100")}  # on a GPU, and elsewhere
+CLASSES = {"cifar10": 10, "cifar100": 100}
+
+
 def extended_recipe(name: str) -> str | None:
     """The recipe that a built-in one extends; None for one that extends none."""
     parent: str | None = tomllib.loads(read_text(FOLDER / f"{name}.toml")).get("extends")
@@ -39,9 +43,14 @@ def default_recipe(device: str, dataset: str = "cifar10") -> str:
 
     CIFAR-100 has recipes of its own; any other dataset gets those of CIFAR-10.
     """
-    if dataset == "cifar100":
-        return "fast100" if device == "cuda" else "quick100"
-    return "fast94" if device == "cuda" else "quick90"
+    on_gpu, elsewhere = DEFAULTS.get(dataset, DEFAULTS["cifar10"])
+    return on_gpu if device == "cuda" else elsewhere
+
+
+def intended_dataset(recipe: str) -> tuple[str, int]:
+    """The dataset that a recipe of this name is for, and its classes: that whose default it is, else CIFAR-10."""
+    name = next((dataset for dataset, names in DEFAULTS.items() if recipe in names), "cifar10")
+    return name, CLASSES[name]
 
 
 def load_recipe(recipe: str | Recipe, *overrides: str) -> Recipe:

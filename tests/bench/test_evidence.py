@@ -15,7 +15,7 @@ from fastcifar.recipes.schema import Data
 from fastcifar.training.flops import count_flops
 
 
-def test_only_full_runs_of_todays_recipe_on_published_test_images_count(tmp_path: Path) -> None:
+def test_only_full_runs_of_todays_recipe_on_the_test_images_of_its_dataset_count(tmp_path: Path) -> None:
     good = [run("mine", seed, 0.9 + 0.001 * seed) for seed in range(3)]
     recipes = {
         "mine": load_recipe("tiny"),
@@ -27,7 +27,13 @@ def test_only_full_runs_of_todays_recipe_on_published_test_images_count(tmp_path
     write(tmp_path / "b.jsonl", others, [run("shorter", 5, 0.1), run("held", 5, 0.1), run("mine", 0, 0.1)])
     unpublished = {"name": "cats", "digest": "e", "published": False}
     write(tmp_path / "c.jsonl", header("mine", dataset=unpublished), [run("mine", 7, 0.1)])
+    other = {"name": "cifar100", "digest": "f", "published": True}
+    write(tmp_path / "d.jsonl", header("mine", dataset=other), [run("mine", 6, 0.1)])
+    small = header("mine", dataset=other, recipes={"mine": load_recipe("quick100")})
+    write(tmp_path / "e.jsonl", small, [run("mine", 6, 0.6)])
     summary = evidence_summary(tmp_path)
+    assert summary["quick100"]["runs"] == 1 and summary["quick100"]["accuracy"] == 0.6
+    assert summary["quick100"]["flops"] == count_flops(load_recipe("quick100"), 100).total
     assert list(summary) == recipe_names()
     assert summary["tiny"]["runs"] == 3 and summary["tiny"]["accuracy"] == pytest.approx(0.901)
     low, high = summary["tiny"]["ci95"]

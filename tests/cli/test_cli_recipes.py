@@ -41,10 +41,11 @@ def test_the_list_shows_results_where_there_are_any(call: Call, evidence: Path) 
     assert list(listed) == recipe_names()
     for name, item in listed.items():
         nothing = dict.fromkeys(("flops", "accuracy", "ci95", "runs", "expected"))
-        assert item == {"name": name, "summary": load_recipe(name).summary, **nothing, **EVIDENCE.get(name, {})}
+        facts = {"summary": load_recipe(name).summary, "dataset": "cifar100" if name.endswith("100") else "cifar10"}
+        assert item == {"name": name, **facts, **nothing, **EVIDENCE.get(name, {})}
     lines = [line.strip() for line in call("recipes").out.splitlines()]
-    assert "94.01 % (95 % interval 93.99 to 94.03) in 50 runs, 1.45e+14 FLOPs" in lines
-    assert "71.23 % in 1 run, 7.05e+12 FLOPs" in lines and "8.12e+14 FLOPs" in lines
+    assert "94.01 % (95 % interval 93.99 to 94.03) on cifar10 in 50 runs, 1.45e+14 FLOPs" in lines
+    assert "71.23 % on cifar10 in 1 run, 7.05e+12 FLOPs" in lines and "8.12e+14 FLOPs" in lines
     assert len(lines) == len(listed) + len(EVIDENCE)
 
 
@@ -75,8 +76,9 @@ def test_a_printed_recipe_is_a_recipe_file(call: Call) -> None:
     assert tomllib.loads(printed.out)["training"]["epochs"] == 4.0
     mine = call("recipes", "mine.toml", "--json").document
     assert recipe_from_dict({**mine["recipe"], "name": "air94"}, "here") == load_recipe("air94", "training.epochs=4")
-    assert f"# {mine['flops']:.4g} FLOPs on CIFAR-10, " in printed.out
+    assert f"# {mine['flops']:.4g} FLOPs on cifar10, " in printed.out
     assert mine["optimizer_flops"] > 0 and mine["parameters"] > 0
+    assert "FLOPs on cifar100, " in call("recipes", "quick100").out
 
 
 def test_flops_leave_out_images_that_are_held_out(call: Call) -> None:

@@ -22,7 +22,7 @@ def results(recipe: dict[str, Any]) -> str:
         if recipe["ci95"] is not None:
             interval = " (95 % interval {:.2f} to {:.2f})".format(*(100 * bound for bound in recipe["ci95"]))
         count = f"{recipe['runs']:,} run{'' if recipe['runs'] == 1 else 's'}"
-        parts.append(f"{100 * recipe['accuracy']:.2f} %{interval} in {count}")
+        parts.append(f"{100 * recipe['accuracy']:.2f} %{interval} on {recipe['dataset']} in {count}")
     if recipe["flops"] is not None:
         parts.append(f"{recipe['flops']:.2e} FLOPs")
     if expected := recipe["expected"]:
