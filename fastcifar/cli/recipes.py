@@ -32,8 +32,8 @@ def recipes(
     else:
         described, toml = describe_recipe(name, settings or [])
         screen.result(
-            f"# {described['flops']:.4g} FLOPs on {described['dataset']}, {described['optimizer_flops']:.3g} more in the optimizer; "
-            f"{described['parameters']:,} trained parameters.\n{toml}".rstrip(),
+            f"# {described['flops']:.4g} FLOPs on {described['dataset']}, {described['optimizer_flops']:.3g} more in "
+            f"the optimizer; {described['parameters']:,} trained parameters.\n{toml}".rstrip(),
             described,
         )
 
