@@ -126,7 +126,7 @@ class Network:
 
     def channels(self, group: int) -> tuple[int, ...]:
         """What each convolution of a group (the first is 0) gives: the group's width, its bottleneck between."""
-        width, convs = self.widths[group], self.convs[group]
+        width, convs = self.widths[group], len(self.kernel_sizes()[group])
         inner = self.bottlenecks[group] if self.bottlenecks else width
         return (width, *(inner,) * (convs - 2), width)[:convs]
 
