@@ -149,6 +149,14 @@ def activation_backward(x: Tensor, grad: Tensor, kind: str) -> Tensor:
     return dx
 
 
+def global_launch(images: int, channels: int, mean: bool) -> tuple[tuple[int], dict[str, Any]]:
+    """The grid of a kernel of the global pooling, and its constants; few elements a program, for there are few: 384
+    programs for 1,536 images of 256 channels."""
+    part = split(images, channels, ELEMENTS // 4, images)
+    constants = {"MEAN": mean, "C": channels, "ROWS": part.rows, "COLUMNS": part.columns, "num_warps": 4}
+    return (part.programs,), constants
+
+
 def global_max_outputs(x: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
     """Memory for what `global_max` gives."""
     return x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2], dtype=torch.uint8)
@@ -159,21 +167,8 @@ def global_max(x: Tensor, mean: bool) -> tuple[Tensor, Tensor]:
     which pixel the maximum is, uint8."""
     y, chosen = global_max_outputs(x, mean)
     images, channels, height, width = x.shape
-    # Few elements a program, for there are few: 384 programs for 1,536 images of 256 channels. Four loads at once.
-    part = split(images, channels, ELEMENTS // 4, images)
-    global_max_kernel[(part.programs,)](
-        x,
-        y,
-        chosen,
-        images,
-        height * width,
-        MEAN=mean,
-        C=channels,
-        ROWS=part.rows,
-        COLUMNS=part.columns,
-        UNROLL=4,
-        num_warps=4,
-    )
+    grid, constants = global_launch(images, channels, mean)
+    global_max_kernel[grid](x, y, chosen, images, height * width, UNROLL=4, **constants)  # four loads at once
     return y, chosen
 
 
@@ -186,19 +181,8 @@ def global_max_backward(grad: Tensor, chosen: Tensor, mean: bool, height: int, w
     """The gradient of a map (N, C, H, W) from that of what `global_max` gave (N, C), all of it written."""
     dx = global_max_backward_outputs(grad, chosen, mean, height, width)
     images, channels = grad.shape
-    part = split(images, channels, ELEMENTS // 4, images)
-    global_max_backward_kernel[(part.programs,)](
-        grad,
-        chosen,
-        dx,
-        images,
-        height * width,
-        MEAN=mean,
-        C=channels,
-        ROWS=part.rows,
-        COLUMNS=part.columns,
-        num_warps=4,
-    )
+    grid, constants = global_launch(images, channels, mean)
+    global_max_backward_kernel[grid](grad, chosen, dx, images, height * width, **constants)
     return dx
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from operator_shapes import assert_shapes_are_known
+from operator_shapes import assert_a_graph_repeats, assert_shapes_are_known
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -192,9 +192,4 @@ def test_the_same_bits_each_time_and_in_a_graph() -> None:
     for operator, arguments in cases():
         expected = operator(*arguments).clone()
         assert torch.equal(operator(*arguments), expected)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = operator(*arguments)
-        captured.zero_()
-        graph.replay()
-        assert torch.equal(captured, expected), operator
+        assert_a_graph_repeats(operator, arguments, expected)
