@@ -1,11 +1,11 @@
 """3x3 convolutions on a CPU with a quarter of the multiplications, alone or with the 2x2 maximum pooling behind them:
 the operators, their gradients, and who uses them.
 
-The method is Winograd's F(4x4, 3x3) (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016); the
-kernels are in `convolution.cpp`. Results differ from the definition's by a relative 1e-6 to 1e-5, gradients
-of filters by up to 5e-5. On a map of at most 2x2 pixels every output sees every pixel: there the convolution is a
-matrix product, with fewer multiplications than Winograd's and none on padding. Kernels of other sizes stay PyTorch's: a
-matrix product is no faster than its 1x1 convolution.
+The method is Winograd's F(m, 3) with tiles of 4, 3 and 2 outputs a side (Lavin and Gray, "Fast Algorithms for
+Convolutional Neural Networks", 2016); the kernels are in `convolution.cpp`. Results differ from the definition's by a
+relative 1e-6 to 1e-5, gradients of filters by up to 5e-5. On a map of at most 2x2 pixels every output sees every pixel:
+there the convolution is a matrix product, with no more multiplications than Winograd's and no transforms. Kernels of
+other sizes stay PyTorch's: a matrix product is no faster than its 1x1 convolution.
 """
 
 from __future__ import annotations

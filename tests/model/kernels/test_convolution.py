@@ -33,6 +33,8 @@ def relative(found: Tensor, exact: Tensor) -> float:
     [
         *((1, 8, 8, 1, 1), (3, 8, 24, 1, 2), (4, 16, 8, 2, 1), (7, 24, 40, 2, 2)),  # tiny: matrix products
         *((3, 8, 24, 2, 5), (2, 24, 8, 4, 4), (5, 16, 40, 7, 3), (9, 32, 16, 15, 15), (130, 8, 16, 3, 3)),
+        *((3, 8, 8, height, 14 - height) for height in range(1, 14)),  # every way to cut a line into tiles
+        (131, 16, 8, 5, 5),  # blocks of tiles of all kinds, the last of them smaller
     ],
 )
 def test_kernels_compute_the_convolution(
@@ -68,7 +70,7 @@ def test_kernels_compute_the_convolution(
     assert torch.equal(only_w[1], dw) and not only_w[0].numel()
 
 
-@pytest.mark.parametrize("side", [(2, 2), (4, 8), (7, 7), (9, 6), (15, 31)])
+@pytest.mark.parametrize("side", [(2, 2), (4, 8), (7, 7), (9, 6), (3, 14), (15, 31)])
 @pytest.mark.parametrize(("outputs", "threads"), [(8, 1), (16, 3), (40, 2)])
 def test_convolution_and_pooling_in_one(side: tuple[int, int], outputs: int, threads: int) -> None:
     before = torch.get_num_threads()
