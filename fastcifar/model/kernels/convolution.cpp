@@ -25,7 +25,7 @@ constexpr int ROWS = 12, COLUMNS = 8;
 constexpr int ROWS = 6, COLUMNS = 4;
 #endif
 // ROWS x 2 and COLUMNS x 2 vectors of sums: as many as the registers hold, and as hide the time of an addition.
-constexpr int SIDE = 6, POINTS = SIDE * SIDE, TILES = 96;
+constexpr int SIDE = 6, POINTS = SIDE * SIDE, TILES = 48;
 
 // For what is done to a tile: where its size is a constant, as that of a 4x4 tile is, loops are unrolled.
 #define INLINE inline __attribute__((always_inline))
