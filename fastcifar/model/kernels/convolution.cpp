@@ -25,7 +25,7 @@ constexpr int ROWS = 12, COLUMNS = 8;
 constexpr int ROWS = 6, COLUMNS = 4;
 #endif
 // ROWS x 2 and COLUMNS x 2 vectors of sums: as many as the registers hold, and as hide the time of an addition.
-constexpr int SIDE = 6, POINTS = SIDE * SIDE, TILES = 48;
+constexpr int EDGE = 6, POINTS = EDGE * EDGE, TILES = 48;
 
 // For what is done to a tile: where its size is a constant, as that of a 4x4 tile is, loops are unrolled.
 #define INLINE inline __attribute__((always_inline))
@@ -64,7 +64,7 @@ struct Kind {
   Part rows, columns;
 
   int tiles() const { return rows.count * columns.count; }
-  bool uses(int point) const { return point / SIDE < rows.size + 2 && point % SIDE < columns.size + 2; }
+  bool uses(int point) const { return point / EDGE < rows.size + 2 && point % EDGE < columns.size + 2; }
 };
 
 // One of them: its first output, and how many it has.
@@ -257,7 +257,7 @@ INLINE void take_input(const Shape& shape, const float* image, const float* zero
     for (int j = 0; j < tile.columns + 2; j++) {
       const int y = tile.row - 1 + i, x = tile.column - 1 + j;
       const bool inside = y >= 0 && y < shape.height && x >= 0 && x < shape.width;
-      source[SIDE * i + j] = inside ? image + ((size_t)y * shape.width + x) * C : zeros;
+      source[EDGE * i + j] = inside ? image + ((size_t)y * shape.width + x) * C : zeros;
     }
   }
   const size_t point = stride(shape.rows, padded(C));
@@ -267,16 +267,16 @@ INLINE void take_input(const Shape& shape, const float* image, const float* zero
     with_size(tile.rows, [&](auto size) {
       Vec d[size.points];
       for (int j = 0; j < tile.columns + 2; j++) {
-        for (int i = 0; i < size.points; i++) d[i] = load<Vec>(source[SIDE * i + j] + c, whole);
-        input<size.outputs>(d, 1, half + j, SIDE);
+        for (int i = 0; i < size.points; i++) d[i] = load<Vec>(source[EDGE * i + j] + c, whole);
+        input<size.outputs>(d, 1, half + j, EDGE);
       }
     });
     float* to = panels + (size_t)c * shape.rows + (size_t)t * LANES;
     with_size(tile.columns, [&](auto size) {
       Vec o[size.points];
       for (int i = 0; i < tile.rows + 2; i++) {
-        input<size.outputs>(half + SIDE * i, 1, o, 1);
-        for (int j = 0; j < size.points; j++) store(to + (SIDE * i + j) * point, o[j]);
+        input<size.outputs>(half + EDGE * i, 1, o, 1);
+        for (int j = 0; j < size.points; j++) store(to + (EDGE * i + j) * point, o[j]);
       }
     });
   }
@@ -292,8 +292,8 @@ INLINE void add_input(const Shape& shape, const float* panels, int t, float* ima
     with_size(tile.rows, [&](auto size) {
       Vec d[size.points];
       for (int j = 0; j < tile.columns + 2; j++) {
-        for (int i = 0; i < size.points; i++) d[i] = load(from + (SIDE * i + j) * point);
-        input_adjoint<size.outputs>(d, 1, half + j, SIDE);
+        for (int i = 0; i < size.points; i++) d[i] = load(from + (EDGE * i + j) * point);
+        input_adjoint<size.outputs>(d, 1, half + j, EDGE);
       }
     });
     with_size(tile.columns, [&](auto size) {
@@ -301,7 +301,7 @@ INLINE void add_input(const Shape& shape, const float* panels, int t, float* ima
       for (int i = 0; i < tile.rows + 2; i++) {
         const int y = tile.row - 1 + i;
         if (y < 0 || y >= shape.height) continue;
-        input_adjoint<size.outputs>(half + SIDE * i, 1, o, 1);
+        input_adjoint<size.outputs>(half + EDGE * i, 1, o, 1);
         for (int j = 0; j < size.points; j++) {
           const int x = tile.column - 1 + j;
           if (x < 0 || x >= shape.width) continue;
@@ -313,18 +313,18 @@ INLINE void add_input(const Shape& shape, const float* panels, int t, float* ima
   }
 }
 
-// The outputs of a tile for one vector of channels, rows of SIDE.
+// The outputs of a tile for one vector of channels, rows of EDGE.
 INLINE void outputs(const float* from, size_t point, Tile tile, Vec* o) {
   Vec half[POINTS];
   with_size(tile.rows, [&](auto size) {
     Vec d[size.points];
     for (int j = 0; j < tile.columns + 2; j++) {
-      for (int i = 0; i < size.points; i++) d[i] = load(from + (SIDE * i + j) * point);
-      output<size.outputs>(d, 1, half + j, SIDE);
+      for (int i = 0; i < size.points; i++) d[i] = load(from + (EDGE * i + j) * point);
+      output<size.outputs>(d, 1, half + j, EDGE);
     }
   });
   with_size(tile.columns, [&](auto size) {
-    for (int i = 0; i < tile.rows; i++) output<size.outputs>(half + SIDE * i, 1, o + SIDE * i, 1);
+    for (int i = 0; i < tile.rows; i++) output<size.outputs>(half + EDGE * i, 1, o + EDGE * i, 1);
   });
 }
 
@@ -339,7 +339,7 @@ INLINE void put_output(const Shape& shape, const float* panels, int t, float* im
     outputs(panels + (size_t)c * shape.rows + (size_t)t * LANES, stride(shape.rows, padded(C)), tile, o);
     for (int i = 0; i < rows; i++) {
       float* to = image + ((size_t)(tile.row + i) * shape.width + tile.column) * C + c;
-      for (int j = 0; j < columns; j++) store(to + (size_t)j * C, o[SIDE * i + j], c + LANES <= C);
+      for (int j = 0; j < columns; j++) store(to + (size_t)j * C, o[EDGE * i + j], c + LANES <= C);
     }
   }
 }
@@ -354,7 +354,7 @@ INLINE void put_maxima(const Shape& shape, const float* panels, int t, float* im
     outputs(panels + (size_t)c * shape.rows + (size_t)t * LANES, stride(shape.rows, padded(C)), tile, o);
     for (int i = 0; i < tile.rows; i += 2) {
       for (int j = 0; j < tile.columns; j += 2) {
-        const Vec *v = o + SIDE * i + j, *w = v + SIDE;
+        const Vec *v = o + EDGE * i + j, *w = v + EDGE;
         const Vec most = larger(larger(w[1], w[0]), larger(v[1], v[0]));
         const Bits which = v[0] == most ? Bits{} : v[1] == most ? Bits{} + 1 : w[0] == most ? Bits{} + 2 : Bits{} + 3;
         const size_t to = ((size_t)((tile.row + i) / 2) * (shape.width / 2) + (tile.column + j) / 2) * C + c;
@@ -365,17 +365,17 @@ INLINE void put_maxima(const Shape& shape, const float* panels, int t, float* im
   }
 }
 
-// The gradients of a tile's outputs, rows of SIDE, for one vector of channels, transformed.
+// The gradients of a tile's outputs, rows of EDGE, for one vector of channels, transformed.
 INLINE void put_gradient(const Vec* d, float* to, size_t point, Tile tile) {
   Vec half[POINTS];
   with_size(tile.rows, [&](auto size) {
-    for (int j = 0; j < tile.columns; j++) output_adjoint<size.outputs>(d + j, SIDE, half + j, SIDE);
+    for (int j = 0; j < tile.columns; j++) output_adjoint<size.outputs>(d + j, EDGE, half + j, EDGE);
   });
   with_size(tile.columns, [&](auto size) {
     Vec o[size.points];
     for (int i = 0; i < tile.rows + 2; i++) {
-      output_adjoint<size.outputs>(half + SIDE * i, 1, o, 1);
-      for (int j = 0; j < size.points; j++) store(to + (SIDE * i + j) * point, o[j]);
+      output_adjoint<size.outputs>(half + EDGE * i, 1, o, 1);
+      for (int j = 0; j < size.points; j++) store(to + (EDGE * i + j) * point, o[j]);
     }
   });
 }
@@ -388,7 +388,7 @@ INLINE void take_gradient(const Shape& shape, const float* image, int C, Tile ti
     Vec d[POINTS] = {};
     for (int i = 0; i < rows; i++) {
       const float* from = image + ((size_t)(tile.row + i) * shape.width + tile.column) * C + c;
-      for (int j = 0; j < columns; j++) d[SIDE * i + j] = load<Vec>(from + (size_t)j * C, c + LANES <= C);
+      for (int j = 0; j < columns; j++) d[EDGE * i + j] = load<Vec>(from + (size_t)j * C, c + LANES <= C);
     }
     put_gradient(d, panels + (size_t)c * shape.rows + (size_t)t * LANES, stride(shape.rows, padded(C)), tile);
   }
@@ -404,7 +404,7 @@ INLINE void take_maxima_gradient(const Shape& shape, const float* image, const u
         const size_t from = ((size_t)((tile.row + i) / 2) * (shape.width / 2) + (tile.column + j) / 2) * C + c;
         const Vec gradient = load<Vec>(image + from, c + LANES <= C);
         const Bits which = __builtin_convertvector(load<Bytes>(chosen + from, c + LANES <= C), Bits);
-        Vec *v = d + SIDE * i + j, *w = v + SIDE;
+        Vec *v = d + EDGE * i + j, *w = v + EDGE;
         v[0] = which == 0 ? gradient : Vec{};
         v[1] = which == 1 ? gradient : Vec{};
         w[0] = which == 2 ? gradient : Vec{};
