@@ -163,11 +163,11 @@ def test_two_ranks_search_one_is_killed_and_others_go_on(call: Call, tmp_path: P
     assert tasks_of(json.loads(out)["runs"]) == tasks_of(made) and len(set(tasks_of(made))) == len(made)
     assert len(made) > len(one.document["runs"])
 
-    # Which candidates go on may differ: it hangs on how many seeds the time sufficed for.
+    # Which candidates go on may differ: that depends on times, and on how many seeds there was time for.
     alone = call(*SEARCH, *minutes(24), "--out", "alone.jsonl").document
     shared, single = accuracies(document["runs"]), accuracies(alone["runs"])
     both = shared.keys() & single.keys()
-    assert len(both) >= 3 and {task: shared[task] for task in both} == {task: single[task] for task in both}
+    assert len(both) > 6 and {task: shared[task] for task in both} == {task: single[task] for task in both}
 
 
 @pytest.mark.slow

@@ -25,6 +25,8 @@ constexpr int ROWS = 12, COLUMNS = 8;
 constexpr int ROWS = 6, COLUMNS = 4;
 #endif
 // ROWS x 2 and COLUMNS x 2 vectors of sums: as many as the registers hold, and as hide the time of an addition.
+
+// Points on the edge of a tile and in all; tiles in a block, as many as were fastest for 24 to 128 channels (AVX2).
 constexpr int EDGE = 6, POINTS = EDGE * EDGE, TILES = 48;
 
 // For what is done to a tile: where its size is a constant, as that of a 4x4 tile is, loops are unrolled.
