@@ -6,7 +6,6 @@ namespace {
 
 constexpr int BLOCK = 32;  // pixels whose channels are summed in floats, while they are in the nearest cache
 
-constexpr float SQRT_HALF = 0.70710678f, DENSITY_AT_0 = 0.39894228f;
 constexpr float LOG2_E = 1.44269504f, LN2_HIGH = 0.693359375f, LN2_LOW = -2.12194440e-4f;
 constexpr float ROUND = 12582912.f;  // 1.5 * 2^23: a small number added to it loses its fraction
 
@@ -19,31 +18,42 @@ inline Vec exponential(Vec x) {
   return series * (Vec)((__builtin_convertvector(k, Bits) + 127) << 23);
 }
 
-// e^(-x^2 / 2), and the share of a normal distribution below x, to an absolute 1e-7.
-struct Normal {
-  Vec density, below;
-};
-
-inline Normal normal(Vec x) {  // Abramowitz and Stegun, "Handbook of Mathematical Functions", 7.1.26
-  const Vec z = x < 0.f ? -x : x, power = -.5f * x * x, least = Vec{} - 80.f;
-  const Vec e = exponential(power < least ? least : power), t = 1.f / (1.f + .3275911f * SQRT_HALF * z);
-  const Vec series =
-      t * (.254829592f + t * (-.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
-  const Vec tail = .5f * series * e;
-  return {e, x < 0.f ? tail : 1.f - tail};
-}
-
 struct Pair {
   Vec first, second;
 };
 
+// p(x) of a polynomial with these coefficients, the constant first.
+template <int N> inline Vec polynomial(const float (&coefficients)[N], Vec x) {
+  Vec sum = Vec{} + coefficients[N - 1];
+  for (int i = N - 2; i >= 0; i--) sum = coefficients[i] + x * sum;
+  return sum;
+}
+
+// 1/2 + z P(z^2) / Q(z^2): what has this symmetry, without an exponential.
+template <int N, int M> inline Vec symmetric(Vec z, const float (&P)[N], const float (&Q)[M]) {
+  const Vec square = z * z;
+  return .5f + z * polynomial(P, square) / polynomial(Q, square);
+}
+
+inline Vec at_least(Vec x, float least) { return x < least ? Vec{} + least : x; }
+inline Vec at_most(Vec x, float most) { return x > most ? Vec{} + most : x; }
+
 // Activations, each with its slope.
 
+// x times the share of a normal distribution below x. The fractions are minimax fits (linearised least squares with
+// Lawson's weights) up to where the share is 0 or 1: the share to 5e-7 / max(1, |x|), the slope to 1.1e-7, apart from
+// rounding.
 struct Gelu {
-  static Vec value(Vec x) { return x * normal(x).below; }
-  static Pair both(Vec x) {
-    const Normal found = normal(x);
-    return {x * found.below, found.below + x * DENSITY_AT_0 * found.density};
+  static Vec value(Vec x) {
+    constexpr float P[] = {.398939729f, .0938275605f, .00835791044f, 7.76128843e-4f, 1.00190118e-5f, -2.75689107e-8f};
+    constexpr float Q[] = {1.f, .401819676f, .0629832298f, .00532497233f, 2.65690382e-4f};
+    const Vec low = at_least(x, -5.4f);
+    return low * symmetric(at_most(low, 5.4f), P, Q);
+  }
+  static Vec slope(Vec x) {
+    constexpr float P[] = {.797885358f, -.0309753101f, .014226065f, 1.97522604e-5f, 3.58992729e-5f, 1.92166979e-7f};
+    constexpr float Q[] = {1.f, .294519633f, .0409837589f, .00352263916f, 1.92052074e-4f, 8.92816115e-6f};
+    return symmetric(at_most(at_least(x, -5.6f), 5.6f), P, Q);
   }
 };
 
@@ -53,9 +63,9 @@ struct Silu {
     return (x < 0.f ? e : Vec{} + 1.f) / (1.f + e);
   }
   static Vec value(Vec x) { return x * sigmoid(x); }
-  static Pair both(Vec x) {
+  static Vec slope(Vec x) {
     const Vec share = sigmoid(x);
-    return {x * share, share * (1.f + x * (1.f - share))};
+    return share * (1.f + x * (1.f - share));
   }
 };
 
@@ -71,7 +81,7 @@ template <class Act> void activate_backward(const float* x, const float* dy, flo
 #pragma omp parallel for num_threads(threads)
   for (long i = 0; i < count; i += LANES) {
     const bool whole = i + LANES <= count;
-    store(dx + i, load<Vec>(dy + i, whole) * Act::both(load<Vec>(x + i, whole)).second, whole);
+    store(dx + i, load<Vec>(dy + i, whole) * Act::slope(load<Vec>(x + i, whole)), whole);
   }
 }
 
@@ -148,7 +158,7 @@ bool transform_backward(const float* x, const float* scale, const float* shift, 
   const auto inner = [&](long pixel, int c, bool whole) {
     const Vec v =
         load<Vec>(x + pixel * channels + c, whole) * load<Vec>(scale + c, whole) + load<Vec>(shift + c, whole);
-    return Pair{load<Vec>(dy + pixel * channels + c, whole) * Act::both(v).second, v - load<Vec>(bias + c, whole)};
+    return Pair{load<Vec>(dy + pixel * channels + c, whole) * Act::slope(v), v - load<Vec>(bias + c, whole)};
   };
   const bool enough = sums && means && sum_pixels(pixels, channels, sums, threads, [&](long pixel, int c, bool whole) {
     const Pair found = inner(pixel, c, whole);
