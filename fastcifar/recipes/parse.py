@@ -341,6 +341,14 @@ def _check_whole(recipe: Recipe, where: str) -> None:
         )
     if network.norm.ghost and recipe.training.batch_size % network.norm.ghost:
         raise UsageError(f"In {where}, 'training.batch_size' must be a multiple of 'network.norm.ghost'.")
+    freeze = recipe.optimizer.freeze
+    if freeze and (len(freeze) != len(network.widths) or list(freeze) != sorted(freeze)):
+        raise UsageError(
+            f"In {where}, 'optimizer.freeze' must name one fraction of the run for each of 'network.widths', none "
+            f"smaller than the one before, for example {[0.8] + [1.0] * (len(network.widths) - 1)}, or be empty."
+        )
+    if freeze and (network.factory or recipe.optimizer.factory):
+        raise UsageError(f"In {where}, 'optimizer.freeze' works with fastcifar's own network and optimizer only.")
     if any(len(polynomial) != 3 for polynomial in filters.newton_schulz):
         raise UsageError(f"In {where}, 'optimizer.filters.newton_schulz' needs three numbers [a, b, c] an iteration.")
     if any(value < 1 for _, value in filters.renormalize):

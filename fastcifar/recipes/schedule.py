@@ -27,6 +27,13 @@ def over_steps(points: Points, steps: int) -> list[float]:
     return [value_at(points, step / steps) for step in range(steps)]
 
 
+def shortened(points: Points, share: float) -> Points:
+    """The schedule run through in a share of the run, and zero from there on."""
+    if share == 1:
+        return points
+    return (*((share * fraction, value) for fraction, value in points), (share, 0.0))
+
+
 def trained_steps(values: Sequence[float]) -> int:
     """The number of steps after which the learning rate stays zero, given the learning rate of each step."""
     steps = len(values)

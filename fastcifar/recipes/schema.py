@@ -174,6 +174,9 @@ class Optimizer:
     head: Sgd = Sgd()
     biases: Sgd = Sgd()
     whiten_bias: Sgd = Sgd()
+    # The fraction of the run after which each conv group is frozen, earlier groups no later than others; none: trained
+    # to the end. Its schedules run in that time (Brock et al., "FreezeOut", 2017).
+    freeze: tuple[Annotated[float, Range(0, 1)], ...] = ()
     factory: str = ""  # user code, as module:name, called with the network, this section and the number of steps
 
 

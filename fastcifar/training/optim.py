@@ -6,7 +6,8 @@ Learning rates come from a table on the device, one row a step, so that a step c
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,15 +59,12 @@ class Optimizer:
 
     def __init__(self, network: nn.Module, recipe: schema.Optimizer, steps: int) -> None:
         device = next(network.parameters()).device
-        members = parameter_groups(network)
         rates: list[list[float]] = []
         self.groups: list[ParameterGroup] = []
-        for name, named in members.items():
-            if not named:
-                continue
+        for (name, share), named in parameter_groups(network, recipe.freeze).items():
             names, parameters = list(named), list(named.values())
             settings: schema.Sgd = getattr(recipe, name)
-            factors = schedule.over_steps(settings.schedule, steps)
+            factors = schedule.over_steps(schedule.shortened(settings.schedule, share), steps)
             rates.append([settings.lr * factor for factor in factors])
             momenta = [torch.zeros_like(parameter) for parameter in parameters]
             trained_steps = schedule.trained_steps(factors)
@@ -195,19 +193,35 @@ def steps_without_arguments(part: Any) -> bool:
     return True
 
 
-def parameter_groups(network: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """Every trained parameter by its name, under the name of its section of the recipe."""
-    members: dict[str, dict[str, Tensor]] = {"filters": {}, "head": {}, "biases": {}, "whiten_bias": {}}
+SECTIONS = ("filters", "head", "biases", "whiten_bias")  # of the recipe, in the order of the groups
+
+
+def parameter_groups(network: nn.Module, freeze: Sequence[float] = ()) -> dict[tuple[str, float], dict[str, Tensor]]:
+    """Every trained parameter by its name, under the name of its section of the recipe and the share of the run in
+    which it is trained: that of its conv group in `freeze`, where there is one; those trained longest come first."""
+    members: dict[tuple[str, float], dict[str, Tensor]] = defaultdict(dict)
     for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if name == "whiten.bias":
-            members["whiten_bias"][name] = parameter
-        elif name == "head.weight":
-            members["head"][name] = parameter
-        else:
-            members["filters" if parameter.ndim > 1 else "biases"][name] = parameter
-    return members
+        if parameter.requires_grad:
+            members[section_of(name, parameter), trained_share(name, freeze)][name] = parameter
+    return dict(sorted(members.items(), key=lambda item: (SECTIONS.index(item[0][0]), -item[0][1])))
+
+
+def section_of(name: str, parameter: Tensor) -> str:
+    """The section of the recipe that says how a parameter is trained."""
+    if name == "whiten.bias":
+        return "whiten_bias"
+    if name == "head.weight":
+        return "head"
+    return "filters" if parameter.ndim > 1 else "biases"
+
+
+def trained_share(name: str, freeze: Sequence[float]) -> float:
+    """The share of the run in which a parameter is trained, given those of the conv groups (none: all of it); a
+    projection, which feeds the first, ends with it."""
+    layer = name.partition(".")[0]
+    if not freeze or layer in ("whiten", "head"):
+        return 1.0
+    return freeze[0] if layer == "project" else freeze[int(layer.removeprefix("group")) - 1]
 
 
 def renormalized_steps(every: schedule.Points, steps: int) -> list[bool]:

@@ -53,6 +53,24 @@ def test_smaller_images_count_for_the_steps_that_see_them() -> None:
     assert small < whole and half == (whole + small) / 2
 
 
+def test_frozen_groups_have_no_backward_pass() -> None:
+    """The first for half of a run: the mean of a run that trains it and of one that does not."""
+    frozen = "optimizer.whiten_bias.schedule=[[0, 0]]"
+    trained, half, never = (
+        count_flops(load_recipe("tiny", frozen, f"optimizer.freeze=[{share}, 1, 1]")) for share in (1, 0.5, 0)
+    )
+    assert never.training < trained.training and half.training == (trained.training + never.training) / 2
+    network = network_of("tiny")
+    size = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    saved = 2 * (  # of an image: filters and inputs of group 1, inputs of group 2
+        2 * 31 * 31 * size["group1.conv1.weight"]
+        + 2 * 15 * 15 * size["group1.conv2.weight"]
+        + 15 * 15 * size["group2.conv1.weight"]
+    )
+    steps = 4 * 50_000 // 250
+    assert never.training == steps * 250 * (sum(image_flops(network, 32)) - saved)
+
+
 @pytest.mark.parametrize(
     ("name", "overrides", "side"),
     [*((name, (), 32) for name in ALL), ("quick90", (), 20), ("quick90", CHEAP_EARLY, 32), ("air94", CHEAP_EARLY, 21)],

@@ -108,6 +108,12 @@ def test_a_file_extends_a_recipe_and_a_file(tmp_path: Path) -> None:
         ("network.kernels=[[3, 1], [3, 1], [6, 3]]", "'network.kernels[2][0]' is 6, but must be in 1..5"),
         ("network.bottlenecks=[8, 8]", "for example [64, 256, 256]"),
         ("network.bottlenecks=[8, 8, 8]", "at least 3 convolutions in 'network.convs'"),
+        (
+            "optimizer.freeze=[0.5, 1]",
+            "for each of 'network.widths', none smaller than the one before, for example [0.8,",
+        ),
+        ("optimizer.freeze=[1, 0.5, 1]", "none smaller than the one before"),
+        ("optimizer.freeze=[0.5, 1, 1.5]", "'optimizer.freeze[2]' is 1.5, but must be in 0..1"),
         ("network.pool=mean", "did you mean 'max_mean'"),
         ("optimizer.filters.newton_schulz=[[1, 2]]", "three numbers"),
         ("optimizer.filters.renormalize=[[0, 0]]", "at least 1 everywhere"),

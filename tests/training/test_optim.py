@@ -36,8 +36,9 @@ def test_every_trained_parameter_is_in_one_group() -> None:
         network = network_of(name)
         members = parameter_groups(network)
         assert sum(map(len, members.values())) == sum(p.requires_grad for p in network.parameters())
-        assert all(p.ndim == 1 for p in [*members["biases"].values(), *members["whiten_bias"].values()])
-        assert all(p.ndim > 1 for p in [*members["filters"].values(), *members["head"].values()])
+        for (section, share), parameters in members.items():
+            assert share == 1
+            assert all((p.ndim > 1) == (section in ("filters", "head")) for p in parameters.values())
 
 
 def test_sgd_is_pytorchs_sgd() -> None:
@@ -47,10 +48,9 @@ def test_sgd_is_pytorchs_sgd() -> None:
     theirs.load_state_dict(ours.state_dict())
     optimizer = Optimizer(ours, settings.optimizer, STEPS)
     groups = []
-    for name, parameters in parameter_groups(theirs).items():
-        part = getattr(settings.optimizer, name)
-        if parameters:
-            groups.append({"params": list(parameters.values()), "weight_decay": part.weight_decay, "section": part})
+    for (section, _), parameters in parameter_groups(theirs).items():
+        part = getattr(settings.optimizer, section)
+        groups.append({"params": list(parameters.values()), "weight_decay": part.weight_decay, "section": part})
     reference = torch.optim.SGD(groups, lr=1, momentum=0.85, nesterov=True)
     from fastcifar.recipes.schedule import over_steps
 
@@ -86,6 +86,42 @@ def test_a_frozen_bias_has_no_gradient_and_does_not_move() -> None:
     assert frozen.any() and torch.equal(momentum, frozen)  # it is not updated at a rate of zero, but not at all
 
 
+def test_frozen_groups_stay_put_and_those_behind_them_learn_on() -> None:
+    """Group 1 for half of the run, group 2 for three quarters; their rates fall to zero in that time."""
+    recipe = load_recipe(
+        "tiny", "optimizer.freeze=[0.5, 0.75, 1]", "optimizer.whiten_bias.schedule=[[0, 1], [0.25, 0]]"
+    )
+    network = Network(recipe.network, 10)
+    optimizer = Optimizer(network, recipe.optimizer, 8)
+    names = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    moved: dict[str, list[int]] = {name: [] for name in names}
+    for step in range(8):
+        before = {name: p.detach().clone() for name, p in names.items()}
+        optimizer.begin(step)
+        network(torch.randn(4, 3, 32, 32)).sum().backward()
+        assert all((p.grad is not None) == p.requires_grad for p in names.values())
+        optimizer.update(step)
+        for name, p in names.items():
+            moved[name] += [] if torch.equal(p, before[name]) else [step]
+    ends = {"whiten": 2, "group1": 4, "group2": 6, "group3": 8, "head": 8}
+    assert moved == {name: list(range(ends[name.partition(".")[0]])) for name in names}
+    rates = {names[0]: rate for names, rate in zip([g.names for g in optimizer.groups], optimizer.rates.T, strict=True)}
+    peak = recipe.optimizer.filters.lr
+    torch.testing.assert_close(rates["group1.conv1.weight"][:5], peak * torch.tensor([1, 0.75, 0.5, 0.25, 0]))
+    assert optimizer.rate(1) == pytest.approx(peak * 7 / 8)  # of what is trained to the end
+
+
+def test_a_projection_is_frozen_with_the_group_that_it_feeds() -> None:
+    recipe = load_recipe("hlb", "optimizer.freeze=[0.5, 1, 1]")
+    shares = {
+        name: share
+        for (_, share), members in parameter_groups(Network(recipe.network, 10), recipe.optimizer.freeze).items()
+        for name in members
+    }
+    assert shares["project.conv.weight"] == shares["project.norm.bias"] == shares["group1.conv1.weight"] == 0.5
+    assert shares["group2.conv1.weight"] == shares["head.weight"] == 1
+
+
 def test_muon_sets_the_norm_of_filters_before_it_moves_them() -> None:
     network = network_of("tiny")
     settings = load_recipe("tiny", "optimizer.filters.lr=0")
@@ -93,7 +129,7 @@ def test_muon_sets_the_norm_of_filters_before_it_moves_them() -> None:
     give_gradients(network, 0)
     optimizer.groups[0].trained_steps = 4  # a rate of zero would freeze them
     optimizer.update(0)
-    for parameter in parameter_groups(network)["filters"].values():
+    for parameter in parameter_groups(network)["filters", 1.0].values():
         assert float(parameter.detach().norm()) == pytest.approx(len(parameter) ** 0.5, rel=1e-4)
 
 

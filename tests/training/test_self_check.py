@@ -36,6 +36,7 @@ def dataset() -> Dataset:
         ("quick100", ["network.convs=[3, 3, 3]", "network.kernels=[[3, 1, 1], [3, 3, 1], [2, 3, 3]]", *RESIDUAL]),
         ("hive94", ["data.resolution=[[0, 24], [0.5, 24], [0.5, 32]]"]),
         ("hlb", ["network.project=8", "ema.every=2"]),
+        ("tiny", ["optimizer.freeze=[0.4, 0.7, 1]", "optimizer.whiten_bias.schedule=[[0, 1], [0.3, 0]]"]),
     ],
 )
 def test_our_kernels_agree(name: str, further: list[str], dataset: Dataset) -> None:

@@ -136,6 +136,8 @@ def rates_part(recipe: Recipe) -> Part:
         frozen += [f"{name} for {epochs * stop:.3g}"] if stop < 1 else []
         shares = tuple((epochs * at, 100 * value / peak) for at, value in corners)
         curves.setdefault(shares, []).append(f"{name} (peak {group.lr * peak:.4g})")
+    groups = enumerate(recipe.optimizer.freeze, start=1)
+    frozen += [f"group{number} for {epochs * share:.3g}" for number, share in groups if share < 1]
     if not curves:
         return Part("All learning rates are zero: nothing is trained", Markup(""))
     plot = Plot("learning rates", ("epochs", [0.0, epochs]), ("share of the peak, %", [0.0, 100.0]), HEIGHT)
@@ -147,6 +149,8 @@ def rates_part(recipe: Recipe) -> Part:
     if frozen:
         title = f"Not all is trained to the end: {', '.join(frozen)} of {epochs:g} epochs"
     note = "From the schedules of the recipe: each learning rate as a share of its peak, which the legend gives."
+    if recipe.optimizer.freeze:
+        note += " A conv group that is frozen before the end runs through them in its own time."
     return Part(title, legend(names) + inline(plot.svg), note)
 
 

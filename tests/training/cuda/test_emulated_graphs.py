@@ -123,6 +123,11 @@ def test_other_kernels_bottlenecks_and_pooling_on_graphs(dataset: Dataset) -> No
     assert differences(shortened("fast94", dataset, *settings), dataset) == []
 
 
+def test_frozen_groups_on_graphs(dataset: Dataset) -> None:
+    settings = ("optimizer.freeze=[0.4, 0.7, 1]", "optimizer.whiten_bias.schedule=[[0, 1], [0.2, 0]]")
+    assert differences(narrow("tiny", 30, *settings), dataset) == []
+
+
 def test_cutout_and_weights_on_graphs(dataset: Dataset) -> None:
     weights = torch.rand(len(dataset.train.labels), generator=torch.Generator().manual_seed(0)) + 0.5
     assert differences(narrow("tiny", 30, "data.cutout=6", "data.brightness=0.2"), dataset, weights) == []
