@@ -22,10 +22,12 @@ from PIL import Image
 
 from fastcifar.cli.display.evaluation_page import Evaluated, evaluation_parts
 from fastcifar.cli.display.html import page as page_of
+from fastcifar.cli.display.progress_page import rates_part
 from fastcifar.cli.display.run_page import run_page
 from fastcifar.data.dataset import holdout_split
 from fastcifar.data.store import load_dataset
 from fastcifar.errors import DataError
+from fastcifar.recipes.parse import load_recipe
 
 ODD = ("<script>alert(1)<", 'a "b" & c')  # names of classes
 
@@ -153,6 +155,13 @@ def test_odd_names_at_every_place() -> None:
         for name in ODD:
             assert text(parsed).count(name) >= places
         assert [image["title"] for image in parsed.all("img")] == names
+
+
+def test_what_a_recipe_freezes_is_said() -> None:
+    freeze, bias = "optimizer.freeze=[0.7, 0.9, 1]", "optimizer.whiten_bias.schedule=[[0, 1], [0.1, 0]]"
+    part = rates_part(load_recipe("tiny", "training.epochs=10", freeze, bias))
+    assert part.title == "Not all is trained to the end: whiten_bias for 1, group1 for 7, group2 for 9 of 10 epochs"
+    assert "frozen before the end" in part.note and "group3" not in part.title
 
 
 def lacking(folder: Path) -> tuple[Parsed, str]:
