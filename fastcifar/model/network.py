@@ -182,7 +182,7 @@ class Network(nn.Module):
     def __init__(self, recipe: NetworkRecipe, classes: int) -> None:
         super().__init__()
         whiten = recipe.whiten
-        width = whiten.signs * 3 * whiten.kernel**2
+        width = whiten.channels
         self.whiten = nn.Conv2d(3, width, whiten.kernel, padding=whiten.padding, bias=whiten.bias)
         self.whiten.weight.requires_grad_(False)
         if recipe.project:
@@ -236,12 +236,12 @@ class Network(nn.Module):
         decorrelated.
 
         The filters are the eigenvectors of the patch covariance over the roots of its eigenvalues (Page, "How to
-        train your ResNet", 2018; hlb-CIFAR10). Computed in float64 on the CPU: the matrix is small, and neither half
-        precision nor every accelerator can decompose it.
+        train your ResNet", 2018; hlb-CIFAR10), all or those of the largest. Computed in float64 on the CPU: the matrix
+        is small, and neither half precision nor every accelerator can decompose it.
         """
         recipe = self.recipe.whiten
         covariance = patch_covariance(images, recipe.kernel, recipe.centered)
-        eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
+        eigenvalues, eigenvectors = (each[..., -recipe.filters :] for each in torch.linalg.eigh(covariance))  # rising
         filters = (eigenvectors / torch.sqrt(eigenvalues + recipe.eps)).T.reshape(-1, 3, recipe.kernel, recipe.kernel)
         self.whiten.weight.copy_(torch.cat([filters, -filters][: recipe.signs]))
 

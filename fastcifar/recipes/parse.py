@@ -324,6 +324,11 @@ def _check_whole(recipe: Recipe, where: str) -> None:
             f"In {where}, 'network.kernels' must name one kernel size for each of 'network.convs', for example "
             f"{example}, or be empty."
         )
+    if network.whiten.filters > network.whiten.all_filters:
+        raise UsageError(
+            f"In {where}, 'network.whiten.filters' is {network.whiten.filters}, but a 'network.whiten.kernel' of "
+            f"{network.whiten.kernel} has only {network.whiten.all_filters}."
+        )
     if network.bottlenecks and len(network.bottlenecks) != len(network.widths):
         raise UsageError(
             f"In {where}, 'network.bottlenecks' must name one number of channels for each of 'network.widths', for "

@@ -62,12 +62,25 @@ class Whiten:
 
     kernel: Annotated[int, Range(1, 8)] = 2
     padding: Annotated[int, Range(0, 7)] = 0
+    filters: Annotated[int, Range(0, 192)] = (
+        0  # those of the patches' largest variances; 0: all, three a kernel's pixel
+    )
     signs: Annotated[int, Range(1, 2)] = 2  # 2: each filter twice, the second time negated
     bias: bool = True
     activation: Activation = "gelu"  # after it, where there is no projection
     eps: Annotated[float, Range(0, 1)] = 5e-4  # added to the eigenvalues
     centered: bool = False  # true: covariance about the mean patch; false: second moment
     images: Annotated[int, Range(1, 10_000_000)] = 5000  # random training images that the covariance is estimated from
+
+    @property
+    def all_filters(self) -> int:
+        """As many as a patch has numbers."""
+        return 3 * self.kernel**2
+
+    @property
+    def channels(self) -> int:
+        """What the convolution gives."""
+        return self.signs * (self.filters or self.all_filters)
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,19 @@ def test_whitening_decorrelates_the_patches_it_was_set_on() -> None:
     torch.testing.assert_close(out[12:], -half)
 
 
+def test_few_whitening_filters_are_those_of_the_largest_variances() -> None:
+    images = torch.randn(200, 3, 32, 32).cumsum(-1).cumsum(-2) / 30
+    every, few = network_of("air94"), network_of("air94", "network.whiten.filters=8")
+    for network in (every, few):
+        network.set_whitening([images])
+    assert few.whiten.out_channels == few.group1.conv1.in_channels == 16
+    assert few.whiten.weight.equal(torch.cat([every.whiten.weight[4:12], every.whiten.weight[16:]]))
+    patches = F.unfold(images, 2).transpose(1, 2).flatten(0, 1)
+    directions = F.normalize(every.whiten.weight[:12].flatten(1), dim=1)
+    variances = (patches @ directions.T).square().mean(0)
+    assert variances[4:].min() > variances[:4].max()
+
+
 @pytest.mark.parametrize("centered", [False, True])
 def test_the_covariance_in_chunks_is_that_of_all_patches(centered: bool) -> None:
     images = torch.randn(2300, 3, 32, 32) + 0.5

@@ -106,6 +106,7 @@ def test_a_file_extends_a_recipe_and_a_file(tmp_path: Path) -> None:
         ("network.kernels=[[3, 1], 1, 2]", "'network.kernels[1]' must be a list, each item a whole number, not 1"),
         ("network.kernels=[[3, 1], [3, 1], [0, 3]]", "'network.kernels[2][0]' is 0, but must be in 1..5"),
         ("network.kernels=[[3, 1], [3, 1], [6, 3]]", "'network.kernels[2][0]' is 6, but must be in 1..5"),
+        ("network.whiten.filters=13", "'network.whiten.kernel' of 2 has only 12"),
         ("network.bottlenecks=[8, 8]", "for example [64, 256, 256]"),
         ("network.bottlenecks=[8, 8, 8]", "at least 3 convolutions in 'network.convs'"),
         (

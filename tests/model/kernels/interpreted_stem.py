@@ -225,6 +225,7 @@ def test_whitening(activation: Any, kernel: int, padding: int, dtype: torch.dtyp
 def test_whitening_without_a_bias_or_the_second_sign(dtype: torch.dtype) -> None:
     check_whitening(Whiten(signs=1, bias=False), dtype)
     check_whitening(Whiten(signs=1), dtype, count=2, side=17)  # 512 pixels: whole blocks
+    check_whitening(Whiten(3, signs=1, filters=16), dtype)
 
 
 def test_whitening_sums_over_many_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
