@@ -102,7 +102,7 @@ def run_step(recipe: Recipe, side: int, classes: int) -> None:
     changes = (flip, shift, box, brightness, contrast)
     x = triton_augment.launch(images, index, *changes, meta(3), meta(3), dtype, data.cutout, side, data.antialias)
     if not recipe.network.project:
-        filters = triton_augment.new(x, (whiten.signs * 3 * whiten.kernel**2, 3, whiten.kernel, whiten.kernel), dtype)
+        filters = triton_augment.new(x, (whiten.channels, 3, whiten.kernel, whiten.kernel), dtype)
         bias = meta(len(filters), dtype=dtype) if whiten.bias else None
         width = triton_convolution.padded_channels(len(filters))
         y = triton_whiten.launch(x, filters, bias, whiten.padding, width, whiten.activation)
