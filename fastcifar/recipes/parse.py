@@ -1,7 +1,8 @@
 """Recipes are read from TOML files into the dataclasses of `schema`.
 
 A recipe that extends another holds only what differs; `--set section.key=value` overrides single values. Every key,
-type and range is checked here, so that the rest of the program can trust what it reads.
+type and range is checked here, and what depends on several keys in `consistency`, so that the rest of the program can
+trust what it reads.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from fastcifar.errors import DataError, UsageError, known_as, nearest
-from fastcifar.recipes import schedule
-from fastcifar.recipes.schema import SIDE, SMALLEST_SIDE, Optimizer, Recipe, Sgd, shrinkage
+from fastcifar.recipes.consistency import check_whole
+from fastcifar.recipes.schema import Recipe
 from fastcifar.system.text import read_text
 
 FOLDER = Path(__file__).parent
@@ -135,7 +136,7 @@ def bind_overrides(settings: Iterable[str], names: Sequence[str], option: str = 
 def recipe_from_dict(tree: Mapping[str, Any], where: str) -> Recipe:
     """The recipe in a tree of plain values, as `recipe_to_dict` returns it; `where` stands in the error messages."""
     recipe: Recipe = _build(Recipe, tree, where, "")
-    _check_whole(recipe, where)
+    check_whole(recipe, where)
     return recipe
 
 
@@ -309,74 +310,6 @@ def _describe(kind: Any) -> str:
     if inner[-1] is Ellipsis:
         return f"a list, each item {_describe(inner[0])}"
     return f"a list of {len(inner)} values"
-
-
-def _check_whole(recipe: Recipe, where: str) -> None:
-    """Check what depends on more than one key, and schedules; raises UsageError."""
-    network, filters = recipe.network, recipe.optimizer.filters
-    if len(network.widths) != len(network.convs) or not network.widths:
-        raise UsageError(f"In {where}, 'network.widths' and 'network.convs' must be lists of the same, nonzero length.")
-    if len(network.widths) > 4:
-        raise UsageError(f"In {where}, 'network.widths' names more than 4 groups: each halves the 32 pixels.")
-    if network.kernels and tuple(map(len, network.kernels)) != network.convs:
-        example = [[3] * convs for convs in network.convs]
-        raise UsageError(
-            f"In {where}, 'network.kernels' must name one kernel size for each of 'network.convs', for example "
-            f"{example}, or be empty."
-        )
-    if network.whiten.filters > network.whiten.all_filters:
-        raise UsageError(
-            f"In {where}, 'network.whiten.filters' is {network.whiten.filters}, but a 'network.whiten.kernel' of "
-            f"{network.whiten.kernel} has only {network.whiten.all_filters}."
-        )
-    if network.bottlenecks and len(network.bottlenecks) != len(network.widths):
-        raise UsageError(
-            f"In {where}, 'network.bottlenecks' must name one number of channels for each of 'network.widths', for "
-            f"example {list(network.widths)}, or be empty."
-        )
-    if network.bottlenecks and all(convs < 3 for convs in network.convs):
-        raise UsageError(
-            f"In {where}, 'network.bottlenecks' needs a group of at least 3 convolutions in 'network.convs': it lies "
-            "between those behind the first."
-        )
-    if network.residual and any(shrinkage(size) for sizes in network.kernels for size in sizes[1:]):
-        raise UsageError(
-            f"In {where}, 'network.residual' needs odd 'network.kernels' behind the first of a group: even ones shrink "
-            "the map."
-        )
-    if network.norm.ghost and recipe.training.batch_size % network.norm.ghost:
-        raise UsageError(f"In {where}, 'training.batch_size' must be a multiple of 'network.norm.ghost'.")
-    freeze = recipe.optimizer.freeze
-    if freeze and (len(freeze) != len(network.widths) or list(freeze) != sorted(freeze)):
-        raise UsageError(
-            f"In {where}, 'optimizer.freeze' must name one fraction of the run for each of 'network.widths', none "
-            f"smaller than the one before, for example {[0.8] + [1.0] * (len(network.widths) - 1)}, or be empty."
-        )
-    if freeze and (network.factory or recipe.optimizer.factory):
-        raise UsageError(f"In {where}, 'optimizer.freeze' works with fastcifar's own network and optimizer only.")
-    if any(len(polynomial) != 3 for polynomial in filters.newton_schulz):
-        raise UsageError(f"In {where}, 'optimizer.filters.newton_schulz' needs three numbers [a, b, c] an iteration.")
-    if any(value < 1 for _, value in filters.renormalize):
-        raise UsageError(f"In {where}, 'optimizer.filters.renormalize' must be at least 1 everywhere.")
-    if any(not SMALLEST_SIDE <= side <= SIDE for _, side in recipe.data.resolution):
-        raise UsageError(f"In {where}, 'data.resolution' must lie in {SMALLEST_SIDE}..{SIDE} pixels everywhere.")
-    smallest = round(min((side for _, side in recipe.data.resolution), default=SIDE))
-    if network.last_side(smallest) < 1 and not network.factory:
-        raise UsageError(
-            f"In {where}, nothing is left of images of {smallest} pixels after {len(network.widths)} groups: take "
-            "larger images, fewer 'network.widths' or smaller kernels ('network.whiten.kernel', 'network.kernels')."
-        )
-    sections = {item.name: getattr(recipe.optimizer, item.name) for item in dataclasses.fields(Optimizer)}
-    schedules = {
-        f"optimizer.{name}.schedule": part.schedule for name, part in sections.items() if isinstance(part, Sgd)
-    }
-    for name, points in {
-        **schedules,
-        "optimizer.filters.renormalize": filters.renormalize,
-        "data.resolution": recipe.data.resolution,
-    }.items():
-        if problem := schedule.check(points):
-            raise UsageError(f"In {where}, '{name}' {problem}.")
 
 
 def _plain(value: Any) -> Any:
