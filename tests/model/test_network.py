@@ -158,7 +158,7 @@ def test_kernel_sizes_bottlenecks_and_pooling_are_those_written_out() -> None:
     network = network_of("quick90", *CHEAP_EARLY).double()
     shapes = [tuple(p.shape) for name, p in network.named_parameters() if "conv" in name]
     assert shapes == [
-        *((32, 24, 3, 3), (32, 32, 1, 1), (32, 32, 1, 1)),
+        *((32, 16, 3, 3), (32, 32, 1, 1), (32, 32, 1, 1)),
         *((128, 32, 3, 3), (96, 128, 3, 3), (128, 96, 1, 1)),
         *((128, 128, 2, 2), (64, 128, 3, 3), (128, 64, 3, 3)),
     ]
