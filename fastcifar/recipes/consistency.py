@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from fastcifar.errors import UsageError
 from fastcifar.recipes import schedule
-from fastcifar.recipes.schema import SIDE, SMALLEST_SIDE, Optimizer, Recipe, Sgd, shrinkage
+from fastcifar.recipes.schema import SIDE, SMALLEST_SIDE, Recipe, shrinkage
 
 
 def check_whole(recipe: Recipe, where: str) -> None:
@@ -86,10 +84,7 @@ def check_optimizer(recipe: Recipe, where: str) -> None:
 
 def check_schedules(recipe: Recipe, where: str) -> None:
     """The points of every schedule."""
-    sections = {item.name: getattr(recipe.optimizer, item.name) for item in dataclasses.fields(Optimizer)}
-    schedules = {
-        f"optimizer.{name}.schedule": part.schedule for name, part in sections.items() if isinstance(part, Sgd)
-    }
+    schedules = {f"optimizer.{name}.schedule": part.schedule for name, part in recipe.optimizer.sections().items()}
     for name, points in {
         **schedules,
         "optimizer.filters.renormalize": recipe.optimizer.filters.renormalize,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from fastcifar.recipes.schedule import Points
@@ -62,9 +62,8 @@ class Whiten:
 
     kernel: Annotated[int, Range(1, 8)] = 2
     padding: Annotated[int, Range(0, 7)] = 0
-    filters: Annotated[int, Range(0, 192)] = (
-        0  # those of the patches' largest variances; 0: all, three a kernel's pixel
-    )
+    # Those of the patches' largest variances; 0: all, three for each pixel of the kernel.
+    filters: Annotated[int, Range(0, 192)] = 0
     signs: Annotated[int, Range(1, 2)] = 2  # 2: each filter twice, the second time negated
     bias: bool = True
     activation: Activation = "gelu"  # after it, where there is no projection
@@ -191,6 +190,11 @@ class Optimizer:
     # to the end. Its schedules run in that time (Brock et al., "FreezeOut", 2017).
     freeze: tuple[Annotated[float, Range(0, 1)], ...] = ()
     factory: str = ""  # user code, as module:name, called with the network, this section and the number of steps
+
+    def sections(self) -> dict[str, Sgd]:
+        """What each group of parameters is trained with, by its name."""
+        parts = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: part for name, part in parts.items() if isinstance(part, Sgd)}
 
 
 @dataclass(frozen=True)

@@ -60,10 +60,11 @@ class Optimizer:
     def __init__(self, network: nn.Module, recipe: schema.Optimizer, steps: int) -> None:
         device = next(network.parameters()).device
         rates: list[list[float]] = []
+        sections = recipe.sections()
         self.groups: list[ParameterGroup] = []
         for (name, share), named in parameter_groups(network, recipe.freeze).items():
             names, parameters = list(named), list(named.values())
-            settings: schema.Sgd = getattr(recipe, name)
+            settings = sections[name]
             factors = schedule.over_steps(schedule.shortened(settings.schedule, share), steps)
             rates.append([settings.lr * factor for factor in factors])
             momenta = [torch.zeros_like(parameter) for parameter in parameters]
@@ -193,7 +194,7 @@ def steps_without_arguments(part: Any) -> bool:
     return True
 
 
-SECTIONS = ("filters", "head", "biases", "whiten_bias")  # of the recipe, in the order of the groups
+SECTIONS = tuple(schema.Optimizer().sections())  # in the order of the groups
 
 
 def parameter_groups(network: nn.Module, freeze: Sequence[float] = ()) -> dict[tuple[str, float], dict[str, Tensor]]:

@@ -14,7 +14,7 @@ from fastcifar.cli.display.chart import WIDTH, Plot, Point, draw
 from fastcifar.cli.display.html import Part, inline, legend
 from fastcifar.cli.display.screen import duration, percent
 from fastcifar.recipes.schedule import Points, value_at
-from fastcifar.recipes.schema import Optimizer, Recipe, Sgd
+from fastcifar.recipes.schema import Recipe
 
 HEIGHT, ABOVE = 300, 12  # pixels of a picture, and of room for the seconds above it
 MOST_POINTS = 100  # epochs that get a point each, with their figures
@@ -124,10 +124,7 @@ def rates_part(recipe: Recipe) -> Part:
     curves: dict[tuple[Point, ...], list[str]] = {}
     frozen = []
     epochs = recipe.training.epochs
-    for name in Optimizer.__dataclass_fields__:
-        group = getattr(recipe.optimizer, name)
-        if not isinstance(group, Sgd):
-            continue
+    for name, group in recipe.optimizer.sections().items():
         corners = whole_run(group.schedule)
         peak = max(value for _, value in corners)
         if group.lr * peak == 0:
